@@ -1,0 +1,74 @@
+"""One flags parser for all commands: a mistake is one line and exit code 2, `--help` exits 0.
+
+Each command defines its flags on a FlagValues of its own, so that importing two commands into one
+process cannot clash, and gives a `main(values, arguments) -> int | None`.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import flags
+
+from jdepth.errors import UserError
+
+Define = Callable[[flags.FlagValues], None]
+Main = Callable[[flags.FlagValues, list[str]], int | None]
+
+
+def run(main: Main, usage: str, define: Define, argv: Sequence[str] | None = None) -> None:
+    """Parse `argv`, call `main` and leave the process with its exit code.
+
+    Args:
+      main: called with the parsed flags and the positional arguments.
+      usage: text printed above the flags by `--help`.
+      define: adds the command's flags.
+      argv: program name and arguments; the process's own by default.
+    """
+    sys.exit(call(main, usage, define, sys.argv if argv is None else argv))
+
+
+def call(main: Main, usage: str, define: Define, argv: Sequence[str]) -> int:
+    """As `run`, but returns the exit code: 0 done, 1 done with failures, 2 bad input, 130 interrupted."""
+    values = flags.FlagValues()
+    flags.DEFINE_boolean("help", False, "show this text", short_name="h", flag_values=values)
+    define(values)
+    if any(argument in ("--help", "-h", "-help") for argument in argv[1:]):
+        print(usage.strip() + "\n\nFlags:\n" + _flag_help(values))
+        return 0
+    try:
+        arguments = values(list(argv))[1:]
+        return main(values, arguments) or 0
+    except UserError as error:
+        return _fail(str(error))
+    except flags.Error as error:
+        return _fail(f"{error} (see --help)")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output is gone; nothing can be told to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def no_arguments(arguments: Sequence[str]) -> None:
+    """Refuse stray positional arguments, which absl would ignore."""
+    if arguments:
+        raise UserError(f"unexpected argument {arguments[0]!r}: this command takes flags only (see --help)")
+
+
+def _fail(message: str) -> int:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return 2
+
+
+def _flag_help(values: flags.FlagValues) -> str:
+    lines = []
+    for name in sorted(values):
+        flag = values[name]
+        if name != flag.name or name in ("flagfile", "undefok"):
+            continue
+        default = "" if flag.default in (None, False, "", []) else f" (default: {flag.default})"
+        lines.append(f"  --{name}: {flag.help}{default}")
+    return "\n".join(lines)

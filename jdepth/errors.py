@@ -1,0 +1,9 @@
+"""The one exception that stands for a mistake in what the user gave us."""
+
+
+class UserError(Exception):
+    """Bad input: a file, key or flag that cannot be used.
+
+    The message is one line that names the thing, says what was expected and what to do. Commands
+    print it without a stack trace and exit with code 2.
+    """

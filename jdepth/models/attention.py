@@ -1,0 +1,68 @@
+"""Attention kernels, and the one place that decides which of them a run uses."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+
+KERNELS = ("plain", "cudnn")
+_log = logging.getLogger(__name__)
+
+
+def plain(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """softmax(q kᵀ / sqrt(d)) v; all (B, N, heads, d), result in v's type.
+
+    Two products and a softmax whose logits and statistics are at least float32. Our own rather
+    than the library's because that one computes float64 input only to 4e-7.
+    """
+    statistics = jnp.promote_types(q.dtype, jnp.float32)
+    q = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
+    logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=statistics)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+
+
+def cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """The same through cuDNN's fused kernel: never stores the N×N weights. Half types on GPU only."""
+    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+
+
+def attend(kernel: str, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Attention by the kernel of this name: one of `KERNELS`."""
+    return {"plain": plain, "cudnn": cudnn}[kernel](q, k, v)
+
+
+def choose(requested: str, dtype, platform: str | None = None) -> str:
+    """Resolve "auto", "plain" or "cudnn" to a kernel name, once at start.
+
+    "cudnn" is taken only on a GPU, in a half type, and if a small forward and backward pass really
+    runs there; otherwise "plain", with a warning if cuDNN was asked for. `platform` defaults to
+    JAX's default backend. The choice is logged. Raises ValueError on any other name.
+    """
+    if requested not in ("auto", *KERNELS):
+        raise ValueError(f'attention "{requested}" is unknown: choose "auto", "plain" or "cudnn"')
+    platform = platform or jax.default_backend()
+    chosen, obstacle = "plain", None
+    if requested != "plain":
+        obstacle = _cudnn_obstacle(dtype, platform)
+        chosen = "plain" if obstacle else "cudnn"
+    # Asked for and refused is worth a warning; "auto" on a GPU that refuses costs speed, so too.
+    if obstacle and (requested == "cudnn" or (platform == "gpu" and jnp.finfo(dtype).bits == 16)):
+        _log.warning('attention: falling back to "plain": %s', obstacle)
+    _log.info('attention: "%s" (requested "%s", %s on %s)', chosen, requested, jnp.dtype(dtype).name, platform)
+    return chosen
+
+
+def _cudnn_obstacle(dtype, platform: str) -> str | None:
+    """Why cuDNN attention cannot run here, or None."""
+    if platform not in ("gpu", "cuda"):
+        return f"cuDNN attention needs an NVIDIA GPU, this run is on {platform}"
+    if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
+        return f"cuDNN attention needs bfloat16 or float16, not {jnp.dtype(dtype).name}"
+    try:
+        # Odd length, as class token and registers make it.
+        probe = jnp.ones((1, 37, 2, 64), dtype)
+        jax.block_until_ready(jax.grad(lambda x: cudnn(x, x, x).astype(jnp.float32).sum())(probe))
+    except Exception as error:  # whatever this GPU, driver or library raises
+        return f"cuDNN attention failed a trial run ({type(error).__name__}: {str(error).splitlines()[0][:120]})"
+    return None

@@ -1,0 +1,97 @@
+"""Backbone, decoder and depth head put together, as three parameter trees and pure functions."""
+
+import difflib
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from jdepth.errors import UserError
+from jdepth.models.dpt import DPTDecoder
+from jdepth.models.heads import DepthHead
+from jdepth.models.vit import BACKBONES, ViTConfig, VisionTransformer
+
+
+@dataclass(frozen=True)
+class DepthModel:
+    """Metric depth from images. Parameters: {"backbone", "decoder", "depth_head"}, each a tree of
+    its own, so that training can freeze, cast or differentiate them separately."""
+
+    backbone: VisionTransformer
+    decoder: DPTDecoder
+    depth_head: DepthHead
+
+    def features(self, backbone_params, images: jax.Array):
+        """Normalised images (B, H, W, 3) -> four taps ((B, h, w, D), (B, D))."""
+        return self.backbone.apply({"params": backbone_params}, images).taps
+
+    def decode(self, decoder_params, taps) -> jax.Array:
+        """Taps -> shared map (B, 16·ceil(h/2), 16·ceil(w/2), channels)."""
+        return self.decoder.apply({"params": decoder_params}, taps)
+
+    def depth(self, head_params, features: jax.Array) -> jax.Array:
+        """Shared map (B, H', W', channels) -> depth (B, 2H', 2W') in metres, at least float32."""
+        return self.depth_head.apply({"params": head_params}, features)
+
+    def __call__(self, params, images: jax.Array) -> jax.Array:
+        """Depth (B, 32·ceil(h/2), 32·ceil(w/2)) in metres of the *padded* images: resize it to the
+        image size without cropping, as DINOv2 does."""
+        taps = self.features(params["backbone"], images)
+        return self.depth(params["depth_head"], self.decode(params["decoder"], taps))
+
+    def init(self, key: jax.Array, image_size: tuple[int, int]):
+        """Fresh float32 parameters. Their shapes do not depend on `image_size` (H, W)."""
+        keys = jax.random.split(key, 3)
+        images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
+        backbone = _init(self.backbone, keys[0], images, final_norm=True)
+        taps = jax.eval_shape(self.features, backbone, images)
+        decoder = _init(self.decoder, keys[1], taps)
+        depth_head = _init(self.depth_head, keys[2], jax.eval_shape(self.decode, decoder, taps))
+        return {"backbone": backbone, "decoder": decoder, "depth_head": depth_head}
+
+
+def _init(module, key, abstract, **options):
+    """Parameters for inputs known by shape only; under jit the forward pass itself is dropped."""
+
+    def init(key):
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract)
+        return module.init(key, zeros, **options)["params"]
+
+    return jax.jit(init)(key)
+
+
+def build(
+    backbone: str | ViTConfig,
+    channels: int = 256,
+    dtype=jnp.float32,
+    attention: str = "plain",
+    min_depth: float = 0.001,
+) -> DepthModel:
+    """The DINOv2 recipe's depth model on a backbone, given by name (a key of `BACKBONES`) or shape.
+
+    Raises UserError on an unknown name.
+    """
+    if isinstance(backbone, str):
+        if backbone not in BACKBONES:
+            close = difflib.get_close_matches(backbone, BACKBONES, n=1)
+            hint = f'did you mean "{close[0]}"?' if close else f"choose one of {', '.join(BACKBONES)}"
+            raise UserError(f'backbone "{backbone}" is unknown: {hint}')
+        backbone = BACKBONES[backbone]
+    width = backbone.width
+    return DepthModel(
+        backbone=VisionTransformer(backbone, dtype, attention),
+        decoder=DPTDecoder(channels, (width // 8, width // 4, width // 2, width), dtype),
+        depth_head=DepthHead(channels, min_depth, dtype),
+    )
+
+
+def cast_frozen(backbone_params, dtype):
+    """A frozen backbone for computing in `dtype`: matrices and their biases (qkv, proj, fc1, fc2,
+    w12, w3, patch_embed) cast to it; norms, LayerScale, tokens and position table left as they are.
+    """
+    matrices = {"qkv", "proj", "fc1", "fc2", "w12", "w3", "patch_embed"}
+
+    def cast(path, leaf):
+        return jnp.asarray(leaf, dtype if any(part.key in matrices for part in path) else None)
+
+    return jax.tree_util.tree_map_with_path(cast, backbone_params)

@@ -1,0 +1,109 @@
+"""Resizing with PyTorch's conventions, which `jax.image.resize` does not cover.
+
+Every resize here is separable and linear, so it is a pair of small static matrices, one per axis,
+built in NumPy float64 from the sizes alone.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@functools.lru_cache(maxsize=256)
+def bilinear_matrix(n_in: int, n_out: int, align_corners: bool) -> np.ndarray:
+    """(n_out, n_in) float64: linear interpolation along one axis, no antialiasing.
+
+    align_corners True maps first and last sample onto each other (step (n_in−1)/(n_out−1)); False
+    uses half-pixel centres, clamped at the edges: `torch.nn.functional.interpolate`.
+    """
+    target = np.arange(n_out)
+    if align_corners:
+        source = target * ((n_in - 1) / (n_out - 1) if n_out > 1 else 0.0)
+    else:
+        source = np.maximum((target + 0.5) * (n_in / n_out) - 0.5, 0.0)
+    low = np.minimum(np.floor(source).astype(int), n_in - 1)
+    high = np.minimum(low + 1, n_in - 1)
+    matrix = np.zeros((n_out, n_in))
+    np.add.at(matrix, (target, low), 1.0 - (source - low))
+    np.add.at(matrix, (target, high), source - low)
+    return matrix
+
+
+def bilinear(x: jax.Array, size: tuple[int, int], align_corners: bool) -> jax.Array:
+    """Resize (B, H, W, C) to (B, *size, C) as `torch.nn.functional.interpolate(mode="bilinear")`,
+    without antialiasing when shrinking. Computed in at least float32, returned in x's type."""
+    if x.shape[1:3] == tuple(size):
+        return x
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    rows = jnp.asarray(bilinear_matrix(x.shape[1], size[0], align_corners), wide)
+    columns = jnp.asarray(bilinear_matrix(x.shape[2], size[1], align_corners), wide)
+    high = jax.lax.Precision.HIGHEST
+    y = jnp.einsum("oh,bhwc->bowc", rows, x.astype(wide), precision=high)
+    return jnp.einsum("pw,bowc->bopc", columns, y, precision=high).astype(x.dtype)
+
+
+def _cubic(distance: np.ndarray, a: float) -> np.ndarray:
+    """Keys' cubic convolution kernel with parameter a."""
+    d = np.abs(distance)
+    near = ((a + 2.0) * d - (a + 3.0)) * d * d + 1.0
+    far = a * (((d - 5.0) * d + 8.0) * d - 4.0)
+    return np.where(d <= 1.0, near, np.where(d < 2.0, far, 0.0))
+
+
+@functools.lru_cache(maxsize=256)
+def bicubic_matrix(n_in: int, n_out: int, scale: float) -> np.ndarray:
+    """(n_out, n_in) float64: PyTorch's plain bicubic along one axis (a = −0.75, half-pixel centres,
+    edge samples repeated), with samples placed by `scale` = output/input whatever the size ratio."""
+    source = (np.arange(n_out) + 0.5) / scale - 0.5
+    first = np.floor(source).astype(int)
+    matrix = np.zeros((n_out, n_in))
+    for tap in range(-1, 3):
+        index = np.clip(first + tap, 0, n_in - 1)
+        np.add.at(matrix, (np.arange(n_out), index), _cubic(source - (first + tap), -0.75))
+    return matrix
+
+
+@functools.lru_cache(maxsize=256)
+def bicubic_antialias_matrix(n_in: int, n_out: int) -> np.ndarray:
+    """(n_out, n_in) float64: PyTorch's antialiased bicubic along one axis (a = −0.5; the kernel is
+    widened when shrinking; weights outside the input are dropped and the rest renormalised)."""
+    step = n_in / n_out
+    widen = max(step, 1.0)
+    matrix = np.zeros((n_out, n_in))
+    for target in range(n_out):
+        centre = step * (target + 0.5)
+        start = max(int(centre - 2.0 * widen + 0.5), 0)
+        stop = min(int(centre + 2.0 * widen + 0.5), n_in)
+        weights = _cubic((np.arange(start, stop) - centre + 0.5) / widen, -0.5)
+        matrix[target, start:stop] = weights / weights.sum()
+    return matrix
+
+
+def position_table(
+    table: jax.Array, grid: tuple[int, int], *, antialias: bool, offset: float
+) -> jax.Array:
+    """Position embeddings (1, 1 + n², D) of a square n×n grid, resized to `grid` = (h, w) patches:
+    (1, 1 + h·w, D), at least float32, differentiable.
+
+    The rules of DINOv2's `interpolate_pos_encoding`: the class entry is untouched; an n×n grid is
+    taken verbatim. Register-free models (offset 0.1) place bicubic samples by the *factors*
+    (h + 0.1)/n and (w + 0.1)/n, not by the size ratio, which shifts every sample slightly; the
+    published features depend on it. Register models use antialiased bicubic by size.
+    """
+    n = math.isqrt(table.shape[1] - 1)
+    table = table.astype(jnp.promote_types(table.dtype, jnp.float32))
+    if tuple(grid) == (n, n):
+        return table
+    if antialias:
+        matrices = [bicubic_antialias_matrix(n, size) for size in grid]
+    else:
+        matrices = [bicubic_matrix(n, size, (size + offset) / n) for size in grid]
+    rows, columns = (jnp.asarray(matrix, table.dtype) for matrix in matrices)
+    patches = table[0, 1:].reshape(n, n, -1)
+    patches = jnp.einsum(
+        "oh,pw,hwd->opd", rows, columns, patches, precision=jax.lax.Precision.HIGHEST
+    )
+    return jnp.concatenate([table[:, :1], patches.reshape(1, -1, table.shape[-1])], axis=1)

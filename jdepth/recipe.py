@@ -1,0 +1,145 @@
+"""The released recipe's numbers as plain data.
+
+`RELEASED` is the frozen-backbone depth recipe that DINOv2 released for NYU (DPT head), as the paper's
+joint training uses it (its Appendix A). Configs start from a copy and change what differs; benchmarks
+read it without ml_collections. None marks an optional number that is off.
+"""
+
+import copy
+from typing import Any
+
+RELEASED: dict[str, Any] = {
+    # Where the run's files go; "" derives runs/<config's name>.
+    "workdir": "",
+    # Folder of the named datasets.
+    "data_dir": "data",
+    # One seed derives initialisation, data order and augmentation, by named folds.
+    "seed": 0,
+    # Global steps; each is one depth and one auxiliary update.
+    "steps": 38_400,
+    # Decoder rate: α·η in the depth update, (1 − α)·η in the auxiliary one; α = 1 is depth only.
+    "alpha": 0.9,
+    # Variants, both with alpha = 1: γ scales the depth-only run's decoder rate; β is the auxiliary
+    # update's decoder rate beside an unscaled depth update.
+    "gamma": None,
+    "beta": None,
+    # Auxiliary task: mldc, segmentation, single_label or reconstruction.
+    "task": "mldc",
+    "batch": {"depth": 4, "auxiliary": 4},
+    # Matrix products of backbone, decoder and heads; norms, residuals, losses stay float32.
+    "precision": "bfloat16",
+    # Warm start of the trained parameters from a converted file or a run, by name and shape.
+    "init_from": "",
+    "backbone": {
+        "name": "dinov2_vitg14",
+        # Official .pth, Hugging Face or converted file; "" = random (only for train="full").
+        "weights": "",
+        "train": "frozen",  # or "full"
+        "lr_ratio": 0.1,  # of a trained backbone
+        "attention": "auto",  # "auto", "plain" or "cudnn"
+    },
+    "decoder": {"channels": 256},
+    "depth_range": {"min": 0.001, "max": 10.0},
+    "loss": {
+        "silog": 1.0,
+        # The first 100 of 38,400 steps fit the overall scale only.
+        "silog_warmup_fraction": 100 / 38_400,
+        # Two images per GPU in the released training.
+        "silog_group": 2,
+        # Published with weight 0.5 but inert at two images per GPU, hence off.
+        "gradient": 0.0,
+    },
+    "optimizer": {
+        "rate": 1e-4,
+        "decay": "cosine",  # or "constant"
+        "final_ratio": 1e-8,
+        "warmup_fraction": 1 / 3,
+        "warmup_ratio": 1e-3,
+        "beta1_cycle": True,
+        "beta1": 0.9,  # where the cycle is off
+        "beta1_high": 0.95,
+        "beta1_low": 0.85,
+        "beta1_turn": 0.3,
+        "beta2": 0.999,
+        "eps": 1e-8,
+        "weight_decay": 0.01,
+        "clip": 35.0,  # global norm; 0 = off
+    },
+    "data": {
+        "workers": 0,  # processes that read and augment; 0 = threads of this one
+        "depth": {
+            "name": "nyu",
+            "path": "",  # description file of a folder source
+            "split": "train",
+            # At most so many images, a fixed subset by hash of the id; 0 = all.
+            "limit": 0,
+            # Number of rooms and their height and width: only for name="rooms".
+            "rooms": 0,
+            "rooms_size": (),
+            "augmentation": {
+                "resize": (),  # height, width before everything else; () = native
+                "fixed_crop": (45, 472, 43, 608),  # top, bottom, left, right; () = none
+                "rotate_probability": 0.5,
+                "rotate_degrees": 2.5,
+                "flip_probability": 0.5,
+                "crop": (416, 544),
+                "colour_probability": 0.5,
+                "gamma": (0.9, 1.1),
+                "brightness": (0.75, 1.25),
+                "channel": (0.9, 1.1),
+            },
+        },
+        "auxiliary": {
+            "name": "mix6",
+            "path": "",
+            "split": "train",
+            "eval_split": "",  # held-out auxiliary metrics; "" = none
+            "limit": 0,
+            "rooms": 0,
+            "rooms_size": (),
+            "augmentation": {
+                "scale": (2048, 512),  # width, height of the box that ratio multiplies
+                "ratio": (0.5, 2.0),
+                "crop": (512, 512),
+                "cat_max_ratio": 0.75,
+                "flip_probability": 0.5,
+                "photometric": True,
+            },
+        },
+    },
+    "evaluate": {
+        "split": "val",
+        "protocol": "nyu",
+        # Height, width of the network's input; () = native.
+        "input_size": (),
+        "every": 800,
+        # Images of an evaluation during training; the full set is scored at the end.
+        "during_limit": 654,
+        "limit": 0,  # images of the full evaluation; 0 = all
+        "rooms": 0,
+        "batch": 1,
+        "pictures": 8,
+    },
+    "checkpoint": {"every": 800},
+    "log": {"every": 50, "tensorboard": True},
+}
+
+
+def released(**changes: Any) -> dict[str, Any]:
+    """A copy of `RELEASED` with nested changes: released(steps=10, batch={"depth": 2}).
+
+    Raises KeyError for a key that the recipe does not have.
+    """
+    result = copy.deepcopy(RELEASED)
+    _merge(result, changes, "")
+    return result
+
+
+def _merge(target: dict, changes: dict, where: str) -> None:
+    for key, value in changes.items():
+        if key not in target:
+            raise KeyError(f"the recipe has no key {where}{key}")
+        if isinstance(target[key], dict):
+            _merge(target[key], value, f"{where}{key}.")
+        else:
+            target[key] = value
