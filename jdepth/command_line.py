@@ -4,6 +4,7 @@ Each command defines its flags on a FlagValues of its own, so that importing two
 process cannot clash, and gives a `main(values, arguments) -> int | None`.
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -31,13 +32,13 @@ def run(main: Main, usage: str, define: Define, argv: Sequence[str] | None = Non
 def call(main: Main, usage: str, define: Define, argv: Sequence[str]) -> int:
     """As `run`, but returns the exit code: 0 done, 1 done with failures, 2 bad input, 130 interrupted."""
     values = flags.FlagValues()
-    flags.DEFINE_boolean("help", False, "show this text", short_name="h", flag_values=values)
-    define(values)
-    if any(argument in ("--help", "-h", "-help") for argument in argv[1:]):
-        print(usage.strip() + "\n\nFlags:\n" + _flag_help(values))
-        return 0
     try:
-        arguments = values(list(argv))[1:]
+        with _process_arguments(argv):
+            define(values)
+            if any(argument in ("--help", "-h") for argument in argv[1:]):
+                print(usage.strip() + "\n\nFlags:\n" + _flag_help(values))
+                return 0
+            arguments = _parse(values, list(argv))
         return main(values, arguments) or 0
     except UserError as error:
         return _fail(str(error))
@@ -58,6 +59,32 @@ def no_arguments(arguments: Sequence[str]) -> None:
         raise UserError(f"unexpected argument {arguments[0]!r}: this command takes flags only (see --help)")
 
 
+@contextlib.contextmanager
+def _process_arguments(argv: Sequence[str]):
+    # config_flags looks for overrides in sys.argv, not in what is being parsed.
+    before, sys.argv = sys.argv, list(argv)
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+def _parse(values: flags.FlagValues, argv: list[str]) -> list[str]:
+    try:
+        arguments = values(argv)[1:]
+        if "config" in values:
+            values.config  # noqa: B018 (a missing file is reported at the first read)
+        return arguments
+    except flags.Error:
+        raise
+    except Exception as error:
+        if "config" not in values:
+            raise
+        from jdepth import config
+
+        raise config.explain(argv, error) from error
+
+
 def _fail(message: str) -> int:
     print("error: " + " ".join(message.split()), file=sys.stderr)
     return 2
@@ -67,7 +94,7 @@ def _flag_help(values: flags.FlagValues) -> str:
     lines = []
     for name in sorted(values):
         flag = values[name]
-        if name != flag.name or name in ("flagfile", "undefok"):
+        if name != flag.name or name in ("flagfile", "undefok") or name.startswith("config."):
             continue
         default = "" if flag.default in (None, False, "", []) else f" (default: {flag.default})"
         lines.append(f"  --{name}: {flag.help}{default}")

@@ -89,7 +89,7 @@ def clip_by_norm(limit: float) -> optax.GradientTransformation:
 
     def update(gradients, state, params=None):
         del params
-        factor = jnp.minimum(1.0, limit / (optax.global_norm(gradients) + 1e-6))
+        factor = jnp.minimum(1.0, limit / (optax.tree.norm(gradients) + 1e-6))
         return jax.tree.map(lambda g: g * factor.astype(g.dtype), gradients), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

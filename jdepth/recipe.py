@@ -78,7 +78,9 @@ RELEASED: dict[str, Any] = {
             "rooms_size": (),
             "augmentation": {
                 "resize": (),  # height, width before everything else; () = native
+                "resize_area": False,  # average areas, for strong shrinking
                 "fixed_crop": (45, 472, 43, 608),  # top, bottom, left, right; () = none
+                "kb_crop": False,  # KITTI's benchmark crop
                 "rotate_probability": 0.5,
                 "rotate_degrees": 2.5,
                 "flip_probability": 0.5,
@@ -86,7 +88,7 @@ RELEASED: dict[str, Any] = {
                 "colour_probability": 0.5,
                 "gamma": (0.9, 1.1),
                 "brightness": (0.75, 1.25),
-                "channel": (0.9, 1.1),
+                "colour": (0.9, 1.1),  # of each channel
             },
         },
         "auxiliary": {
@@ -101,9 +103,15 @@ RELEASED: dict[str, Any] = {
                 "scale": (2048, 512),  # width, height of the box that ratio multiplies
                 "ratio": (0.5, 2.0),
                 "crop": (512, 512),
+                "crop_attempts": 10,
                 "cat_max_ratio": 0.75,
                 "flip_probability": 0.5,
-                "photometric": True,
+                "photometric_probability": 0.5,
+                "brightness": 32.0,
+                "contrast": (0.5, 1.5),
+                "saturation": (0.5, 1.5),
+                "hue": 18,
+                "canvas": (512, 512),  # all members are padded to it
             },
         },
     },

@@ -1,8 +1,8 @@
 """Semantic segmentation loss at label resolution, without ever holding the logits there.
 
 At 512 x 512 with 150 classes, the resized logits of four images are 629 MB in float32, and their
-gradient as much again. Only one strip of rows exists at a time: it is resized, reduced to a sum, and
-computed again in the backward pass.
+gradient as much again. Only one strip of rows exists at a time: it is resized, reduced to a sum,
+and computed again in the backward pass.
 """
 
 import jax
@@ -11,9 +11,10 @@ import numpy as np
 
 from jdepth.losses.classification import negative_log_likelihood
 from jdepth.losses.silog import Terms
-from jdepth.models.resize import bilinear
+from jdepth.models.resize import bilinear_matrix
 
 IGNORE = 255
+EXACT = jax.lax.Precision.HIGHEST
 
 
 def cross_entropy(logits, label, class_mask, *, rows: int = 16) -> tuple[jax.Array, Terms]:
@@ -32,32 +33,26 @@ def cross_entropy(logits, label, class_mask, *, rows: int = 16) -> tuple[jax.Arr
         A label that is neither 255 nor a class of the sample's dataset makes the loss NaN.
     """
     dtype = jnp.promote_types(logits.dtype, jnp.float32)
-    # Before the resize: an infinite padding column times a zero weight would be NaN.
+    # Before the resize, where an infinite entry times a zero weight would be NaN.
     logits = jnp.where(class_mask[:, None, None], logits.astype(dtype), 0)
     label = label.astype(jnp.int32)
     batch, height, width = label.shape
-    source = logits.shape[1]
-
     rows = min(rows, height)
-    strips = -(-height // rows)
-    spill = strips * rows - height
-    windows = _windows(source, height, rows, strips)
 
-    # The rows' interpolation weights are the resized identity, so they cannot differ from those of
-    # `bilinear`; each strip needs the few columns of them, and the few rows of logits, in its window.
-    identity = jnp.eye(source, dtype=dtype)[None, :, None, :]
-    weights = bilinear(identity, (height, 1), False)[0, :, 0, :]
-    weights = jnp.pad(weights, ((0, spill), (0, 0))).reshape(strips, rows, source)
-    weights = jnp.take_along_axis(weights, windows[:, None, :], axis=2)
+    # Rows first, from the few rows of logits that a strip needs, then columns. The windows are cut
+    # out beforehand: a slice inside the loop would add to a full-size gradient at every strip.
+    weights, windows = _strips(bilinear_matrix(logits.shape[1], height, False), rows)
+    strips, weights = len(windows), jnp.asarray(weights, dtype)
+    columns = jnp.asarray(bilinear_matrix(logits.shape[2], width, False), dtype)
+    pieces = jnp.moveaxis(logits[:, windows], 1, 0)
+    spill = strips * rows - height
     label = jnp.pad(label, ((0, 0), (0, spill), (0, 0)), constant_values=IGNORE)
     label = label.reshape(batch, strips, rows, width).swapaxes(0, 1)
-    # Cut out beforehand: a slice inside the loop would add to a full-size gradient at every strip.
-    pieces = jnp.moveaxis(logits[:, windows], 1, 0)
 
     def strip(inputs):
         piece, weight, wanted = inputs
-        resized = jnp.einsum("rh,bhwk->brwk", weight, piece, precision=jax.lax.Precision.HIGHEST)
-        resized = bilinear(resized, (rows, width), False)
+        resized = jnp.einsum("rh,bhwk->brwk", weight, piece, precision=EXACT)
+        resized = jnp.einsum("xw,brwk->brxk", columns, resized, precision=EXACT)
         mask = class_mask[:, None, None]
         return negative_log_likelihood(resized, wanted, mask, wanted != IGNORE).sum()
 
@@ -69,9 +64,18 @@ def cross_entropy(logits, label, class_mask, *, rows: int = 16) -> tuple[jax.Arr
     return loss, {"segmentation": loss}
 
 
-def _windows(source: int, height: int, rows: int, strips: int) -> np.ndarray:
-    """Source rows that each strip of `rows` output rows reads: (strips, window) int."""
-    # Output row y samples source row (y + 1/2) * source / height - 1/2 and its two neighbours.
-    window = min(source, int(np.ceil((rows - 1) * source / height)) + 2)
-    first = np.floor((np.arange(strips) * rows + 0.5) * source / height - 0.5).astype(int)
-    return np.clip(first, 0, source - window)[:, None] + np.arange(window)
+def _strips(matrix: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Split an interpolation matrix (H, h) into strips of `rows` output rows.
+
+    Returns:
+        weights (strips, rows, window), zero rows past the end, and windows (strips, window) int,
+        the source rows those weights apply to: as many as the widest strip needs.
+    """
+    height, source = matrix.shape
+    strips = -(-height // rows)
+    matrix = np.pad(matrix, ((0, strips * rows - height), (0, 0))).reshape(strips, rows, source)
+    used = matrix.any(axis=1)
+    first, last = used.argmax(axis=1), source - 1 - used[:, ::-1].argmax(axis=1)
+    window = int((last - first).max()) + 1
+    windows = np.minimum(first, source - window)[:, None] + np.arange(window)
+    return np.take_along_axis(matrix, windows[:, None, :], axis=2), windows

@@ -1,7 +1,7 @@
 """Resizing with PyTorch's conventions, which `jax.image.resize` does not cover.
 
-Every resize here is separable and linear, so it is a pair of small static matrices, one per axis,
-built in NumPy float64 from the sizes alone.
+Every resize here is separable and linear: a pair of small static matrices, one per axis, built in
+NumPy float64 from the sizes alone.
 """
 
 import functools
@@ -34,15 +34,49 @@ def bilinear_matrix(n_in: int, n_out: int, align_corners: bool) -> np.ndarray:
 
 def bilinear(x: jax.Array, size: tuple[int, int], align_corners: bool) -> jax.Array:
     """Resize (B, H, W, C) to (B, *size, C) as `torch.nn.functional.interpolate(mode="bilinear")`,
-    without antialiasing when shrinking. Computed in at least float32, returned in x's type."""
+    without antialiasing when shrinking. Computed in at least float32, returned in x's type.
+    Reverse-mode differentiable, any number of times."""
     if x.shape[1:3] == tuple(size):
         return x
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    rows = jnp.asarray(bilinear_matrix(x.shape[1], size[0], align_corners), wide)
-    columns = jnp.asarray(bilinear_matrix(x.shape[2], size[1], align_corners), wide)
-    high = jax.lax.Precision.HIGHEST
-    y = jnp.einsum("oh,bhwc->bowc", rows, x.astype(wide), precision=high)
-    return jnp.einsum("pw,bowc->bopc", columns, y, precision=high).astype(x.dtype)
+    return _bilinear(x, x.shape[1:3], tuple(size), bool(align_corners))
+
+
+# Static gathers with weights, and as gradient the same thing with the transposed matrices. Measured
+# on 2 CPU cores, float32, forward + backward, (4, 64, 80, 64) -> (128, 160) and (4, 128, 160, 32) ->
+# (256, 320): 4 and 29 ms; dense matrix products 24 and 97, shifted slices 20 and 63, gathers with
+# JAX's own gradient (a scatter-add) 59 and 148.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _bilinear(x, size_in, size_out, align_corners):
+    rows, columns = (bilinear_matrix(*n, align_corners) for n in zip(size_in, size_out))
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    # Columns first, on the array that still has few rows.
+    return _apply_sparse(_apply_sparse(wide, columns, 2), rows, 1).astype(x.dtype)
+
+
+def _bilinear_forward(x, size_in, size_out, align_corners):
+    return _bilinear(x, size_in, size_out, align_corners), None
+
+
+def _bilinear_backward(size_in, size_out, align_corners, _, cotangent):
+    rows, columns = (bilinear_matrix(*n, align_corners).T for n in zip(size_in, size_out))
+    wide = cotangent.astype(jnp.promote_types(cotangent.dtype, jnp.float32))
+    return (_apply_sparse(_apply_sparse(wide, rows, 1), columns, 2).astype(cotangent.dtype),)
+
+
+_bilinear.defvjp(_bilinear_forward, _bilinear_backward)
+
+
+def _apply_sparse(x: jax.Array, matrix: np.ndarray, axis: int) -> jax.Array:
+    """`matrix` (n_out, n_in) times x along `axis`, as one gather per non-zero entry of a row."""
+    entries = max(int((matrix != 0).sum(1).max()), 1)
+    index = np.argsort(matrix == 0, axis=1, kind="stable")[:, :entries]
+    weight = np.take_along_axis(matrix, index, axis=1)
+    shape = [-1 if i == axis else 1 for i in range(x.ndim)]
+    terms = (
+        jnp.take(x, index[:, k], axis=axis, mode="clip") * weight[:, k].reshape(shape).astype(x.dtype)
+        for k in range(entries)
+    )
+    return functools.reduce(jnp.add, terms)
 
 
 def _cubic(distance: np.ndarray, a: float) -> np.ndarray:

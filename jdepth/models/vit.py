@@ -14,7 +14,7 @@ from flax import linen as nn
 
 from jdepth.models import attention as attention_kernels
 from jdepth.models import resize
-from jdepth.models.layers import LayerNorm, LayerScale, Linear, at_least_float32, trunc_normal, working_dtype
+from jdepth.models.layers import LayerNorm, LayerScale, Linear, at_least_float32, vit_normal, working_dtype
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class PatchEmbed(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
         p, width = self.config.patch, self.config.width
-        kernel = self.param("kernel", trunc_normal(), (p, p, 3, width), jnp.float32)
+        kernel = self.param("kernel", vit_normal, (p, p, 3, width), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (width,), jnp.float32)
         dtype = working_dtype(self.dtype, images, kernel, bias)
         batch, height, columns, _ = images.shape
@@ -186,7 +186,7 @@ class VisionTransformer(nn.Module):
         embed = PatchEmbed(config, self.dtype, name="patch_embed")
         width = config.width
         cls_token = self.param("cls_token", nn.initializers.normal(1e-6), (1, 1, width), jnp.float32)
-        table = self.param("pos_embed", trunc_normal(), (1, 1 + config.grid**2, width), jnp.float32)
+        table = self.param("pos_embed", vit_normal, (1, 1 + config.grid**2, width), jnp.float32)
         extra = []
         if config.registers:
             shape = (1, config.registers, width)

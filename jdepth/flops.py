@@ -1,0 +1,106 @@
+"""FLOPs and bytes of a function, counted from its jaxpr without running or compiling it.
+
+A multiply-add counts as 2. Only matrix products and convolutions are counted: they are what an
+accelerator is bought for, and everything else is bound by memory.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.extend import core
+
+
+def count(function: Callable, *abstract: Any) -> float:
+    """FLOPs of matrix products and convolutions in `function(*abstract)`, loops multiplied out.
+
+    Args:
+      abstract: arrays or jax.ShapeDtypeStruct trees; nothing is computed.
+    """
+    return _jaxpr_flops(jax.make_jaxpr(function)(*abstract).jaxpr)
+
+
+def _jaxpr_flops(jaxpr) -> float:
+    return sum(_equation_flops(equation) for equation in jaxpr.eqns)
+
+
+def _equation_flops(equation) -> float:
+    name = equation.primitive.name
+    if name == "dot_general":
+        (contract, _), _ = equation.params["dimension_numbers"]
+        left = equation.invars[0].aval.shape
+        return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[d] for d in contract)
+    if name == "conv_general_dilated":
+        return _convolution_flops(equation)
+    inner = [_jaxpr_flops(j) for j in _inner_jaxprs(equation)]
+    if name == "cond":
+        return max(inner, default=0.0)
+    if name == "scan":
+        return equation.params["length"] * sum(inner)
+    return sum(inner)
+
+
+def _convolution_flops(equation) -> float:
+    """2 × output elements × kernel elements per output; zeros put in by dilation are not counted."""
+    kernel, out = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
+    numbers = equation.params["dimension_numbers"]
+    per_output = math.prod(kernel) / kernel[numbers.rhs_spec[0]]
+    dilation = math.prod(equation.params["lhs_dilation"])
+    return 2.0 * math.prod(out) * per_output / dilation
+
+
+def _inner_jaxprs(equation):
+    for value in equation.params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(item, core.ClosedJaxpr):
+                yield item.jaxpr
+            elif isinstance(item, core.Jaxpr):
+                yield item
+
+
+def peak_bytes(function: Callable, *abstract: Any) -> int:
+    """Largest number of bytes alive at once, arguments included, if the equations ran in order.
+
+    Element-wise results that are used once are taken as fused into their user. An estimate: the
+    compiler reorders and reuses more.
+    """
+    closed = jax.make_jaxpr(function)(*abstract)
+    arguments = sum(_bytes(v) for v in closed.jaxpr.invars) + sum(_bytes(v) for v in closed.jaxpr.constvars)
+    return arguments + _peak(closed.jaxpr)
+
+
+def _bytes(variable) -> int:
+    aval = variable.aval
+    return math.prod(getattr(aval, "shape", ())) * getattr(getattr(aval, "dtype", None), "itemsize", 0)
+
+
+# Results of these exist in memory; those of other primitives are fused into their users.
+_STORED = {"dot_general", "conv_general_dilated", "gather", "scatter-add", "reduce_sum", "reduce_max", "concatenate"}
+
+
+def _peak(jaxpr) -> int:
+    last_use = {}
+    for index, equation in enumerate(jaxpr.eqns):
+        for variable in equation.invars:
+            if isinstance(variable, core.Var):
+                last_use[variable] = index
+    for variable in jaxpr.outvars:
+        if isinstance(variable, core.Var):
+            last_use[variable] = len(jaxpr.eqns)
+    uses = {}
+    for equation in jaxpr.eqns:
+        for variable in equation.invars:
+            if isinstance(variable, core.Var):
+                uses[variable] = uses.get(variable, 0) + 1
+    alive, peak, ends = 0, 0, {}
+    for index, equation in enumerate(jaxpr.eqns):
+        inner = max((_peak(j) for j in _inner_jaxprs(equation)), default=0)
+        stored = equation.primitive.name in _STORED or bool(inner)
+        for variable in equation.outvars:
+            if stored or uses.get(variable, 0) > 1:
+                alive += _bytes(variable)
+                ends.setdefault(last_use.get(variable, index), []).append(_bytes(variable))
+        peak = max(peak, alive + inner)
+        alive -= sum(ends.pop(index, []))
+    return peak

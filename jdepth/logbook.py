@@ -1,0 +1,154 @@
+"""What a run writes down: metric rows, speed rows, TensorBoard, the progress line and the curves.
+
+    WORKDIR/metrics.jsonl    what was computed: the same bytes however often the run was interrupted
+    WORKDIR/speed.jsonl      how fast: steps/s, images/s, share of time waiting for data
+    WORKDIR/tensorboard/     both
+    WORKDIR/curves.png       losses and scores against steps
+"""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSONL file; a last line cut short by a kill is left out."""
+    rows = []
+    if path.is_file():
+        for line in path.read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+    return rows
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file in one step, so that a kill leaves the old or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _rows_up_to(path: Path, step: int) -> None:
+    rows = [row for row in read_rows(path) if row["step"] <= step]
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+class Logbook:
+    """Writer of one run's rows, going on after `step`: rows beyond it are dropped first."""
+
+    def __init__(self, workdir: Path, step: int, tensorboard: bool):
+        self._metrics, self._speed = workdir / "metrics.jsonl", workdir / "speed.jsonl"
+        for path in (self._metrics, self._speed):
+            _rows_up_to(path, step)
+        self._board = None
+        if tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+
+    def _write(self, path: Path, step: int, values: Mapping[str, Any]) -> None:
+        with open(path, "a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        if self._board is not None:
+            for key, value in values.items():
+                if isinstance(value, int | float):
+                    self._board.add_scalar(key, value, step)
+
+    def metrics(self, step: int, values: Mapping[str, Any]) -> None:
+        """One row of computed values."""
+        self._write(self._metrics, step, values)
+
+    def speed(self, step: int, values: Mapping[str, Any]) -> None:
+        """One row of timings."""
+        self._write(self._speed, step, {f"speed/{k}": v for k, v in values.items()})
+
+    def picture(self, step: int, name: str, image) -> None:
+        """An image (H, W, 3) uint8 for TensorBoard."""
+        if self._board is not None:
+            self._board.add_image(name, image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Flush TensorBoard's file."""
+        if self._board is not None:
+            self._board.close()
+
+
+class Stopwatch:
+    """Speed of the loop: call `waited` around fetching a batch, `lap` at every log line."""
+
+    def __init__(self, step: int, total: int, images_per_step: int):
+        self._step, self._total, self._images = step, total, images_per_step
+        self._mark, self._waiting, self._paused = time.perf_counter(), 0.0, 0.0
+
+    def waited(self, seconds: float) -> None:
+        """Time that the loop stood still for data."""
+        self._waiting += seconds
+
+    def paused(self, seconds: float) -> None:
+        """Time spent on evaluation or saving, kept out of the rates."""
+        self._paused += seconds
+
+    def lap(self, step: int) -> dict[str, float]:
+        """Rates since the last lap, and seconds to go at this rate."""
+        now = time.perf_counter()
+        elapsed = max(now - self._mark - self._paused, 1e-9)
+        rate = (step - self._step) / elapsed
+        lap = {
+            "steps_per_second": rate,
+            "images_per_second": rate * self._images,
+            "waiting_for_data": min(self._waiting / elapsed, 1.0),
+            "seconds_left": (self._total - step) / max(rate, 1e-9),
+        }
+        self._step, self._mark, self._waiting, self._paused = step, now, 0.0, 0.0
+        return lap
+
+
+def duration(seconds: float) -> str:
+    """"1:02:03" or "2:03"."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def progress_line(step: int, total: int, values: Mapping[str, float], lap: Mapping[str, float]) -> str:
+    """The line printed while training."""
+    losses = "  ".join(f"{k.removesuffix('/loss')} {v:.4f}" for k, v in values.items() if k.endswith("/loss"))
+    return (
+        f"step {step}/{total}  {losses}  rate {values['rate']:.2e}  |  {lap['steps_per_second']:.2f} steps/s  "
+        f"{lap['images_per_second']:.1f} images/s  waiting for data {lap['waiting_for_data']:.0%}  "
+        f"ETA {duration(lap['seconds_left'])}"
+    )
+
+
+def draw_curves(workdir: Path) -> None:
+    """Losses and evaluation scores against steps, as WORKDIR/curves.png."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = read_rows(workdir / "metrics.jsonl")
+    keys = sorted({k for row in rows for k in row if k.endswith("/loss") or k in SCORES})
+    if not keys:
+        return
+    figure, axes = pyplot.subplots(1, len(keys), figsize=(4 * len(keys), 3), squeeze=False)
+    for axis, key in zip(axes[0], keys, strict=True):
+        points = [(row["step"], row[key]) for row in rows if isinstance(row.get(key), int | float)]
+        axis.plot(*zip(*points, strict=True), marker="." if len(points) < 50 else "", linewidth=1)
+        axis.set_title(key, fontsize=9)
+        axis.set_xlabel("global step", fontsize=8)
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(workdir / "curves.png", dpi=110)
+    pyplot.close(figure)
+
+
+SCORES = ("evaluation/AbsRel", "evaluation/d1", "evaluation/auxiliary_loss", "evaluation/mAP", "evaluation/mIoU")

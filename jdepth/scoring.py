@@ -1,0 +1,149 @@
+"""Scores of a model on evaluation images, shared by training, `evaluate` and prediction.
+
+Depth follows DINOv2's whole-image protocol: predict on the image (and its mirror), clamp each
+prediction to the depth range, resize it to the image's own size, average, compare per image.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jdepth import colour, metrics
+from jdepth.models import heads, resize
+from jdepth.models.depth_model import DepthModel
+from jdepth.tasks import Task
+
+Params = Mapping[str, Any]
+# Pixels per image that the best constant is computed from, evenly spaced.
+CONSTANT_PIXELS = 20_000
+
+
+def depth_forward(
+    model: DepthModel, min_depth: float, max_depth: float, flip: bool
+) -> Callable[[Params, jax.Array, tuple[int, int]], jax.Array]:
+    """(params, images (B, H, W, 3) uint8 RGB, size) -> depth (B, *size) float32 metres.
+
+    `params` holds "backbone", "decoder" and "depth_head". `size` is a compile-time constant.
+    """
+
+    def once(params, images, size):
+        depth = jnp.clip(model(params, images), min_depth, max_depth)
+        return resize.bilinear(depth[..., None], size, align_corners=False)[..., 0]
+
+    def forward(params, images, size):
+        images = colour.normalise(images)
+        depth = once(params, images, size)
+        if flip:
+            mirrored = once(params, images[:, :, ::-1], size)[:, :, ::-1]
+            depth = 0.5 * (depth + mirrored)
+        return depth
+
+    return jax.jit(forward, static_argnums=2)
+
+
+def score_depth(
+    forward: Callable, params: Params, batches: Iterable[Mapping[str, np.ndarray]], place: Callable = jnp.asarray
+) -> dict[str, float]:
+    """Mean of the per-image depth errors over all images of `batches`.
+
+    Args:
+      forward: of `depth_forward`.
+      batches: dicts with image (B, H, W, 3) uint8, depth (B, H0, W0) metres, mask (B, H0, W0) bool and
+        weight (B,), 0 for entries that only fill up.
+      place: puts host arrays on the devices.
+    """
+    total = metrics.DepthSum.zero()
+    for batch in batches:
+        depth = forward(params, place(batch["image"]), batch["depth"].shape[1:])
+        errors = _errors(depth, place(batch["depth"]), place(batch["mask"]))
+        total = total.add(errors, batch["weight"])
+    return total.compute() | {"images": int(total.count)}
+
+
+_errors = jax.jit(metrics.depth_errors)
+
+
+def score_constant(batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, float]:
+    """The best constant depth of an evaluation set and its AbsRel: what any model has to beat.
+
+    From at most `CONSTANT_PIXELS` evenly spaced valid pixels of each image.
+    """
+
+    def valid_depths():
+        for batch in batches:
+            for depth, mask, weight in zip(batch["depth"], batch["mask"], batch["weight"], strict=True):
+                if weight:
+                    values = depth[mask]
+                    yield values[:: max(1, len(values) // CONSTANT_PIXELS)]
+
+    constant, error = metrics.best_constant(valid_depths())
+    return {"constant": constant, "constant_AbsRel": error}
+
+
+class AuxiliaryScorer:
+    """Held-out loss and metrics of an auxiliary task.
+
+    mIoU and pixel accuracy for segmentation, mAP beside that of class frequencies for multi-label,
+    accuracy for single-label; per member of a mixture, averaged over members.
+    """
+
+    def __init__(self, model: DepthModel, task: Task, classes: tuple[int, ...], place: Callable = jnp.asarray):
+        self._task, self._classes, self._place = task, classes, place
+
+        def outputs(params, batch):
+            inputs = task.prepare(batch)
+            features = model.decode(params["decoder"], model.features(params["backbone"], inputs["images"]))
+            head = params[task.head]
+            loss, _ = task.loss(head, features, inputs, jnp.zeros((), jnp.int32))
+            prediction = task.predict(head, features, inputs)
+            if task.name == "segmentation":
+                prediction = self._pixel_classes(prediction, inputs)
+            elif task.name == "reconstruction":
+                prediction = jnp.zeros(())
+            return loss, prediction
+
+        self._outputs = jax.jit(outputs)
+
+    def _pixel_classes(self, logits, inputs):
+        mask = heads.class_mask(self._classes, inputs["dataset_id"])
+        size = inputs["label"].shape[1:3]
+        logits = resize.bilinear(logits, size, align_corners=False)
+        return jnp.argmax(jnp.where(mask[:, None, None], logits, -jnp.inf), axis=-1)
+
+    def score(self, params: Params, batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, float]:
+        """Scores over all samples; every batch holds one member and no filling, whatever its size."""
+        losses, sizes = [], []
+        states = [self._zero(count) for count in self._classes]
+        for batch in batches:
+            member = int(batch["dataset_id"][0])
+            loss, prediction = self._outputs(params, {k: self._place(v) for k, v in batch.items()})
+            losses.append(float(loss))
+            sizes.append(len(batch["image"]))
+            states[member] = self._add(states[member], np.asarray(prediction), batch, self._classes[member])
+        scores = {"loss": float(np.average(losses, weights=sizes))}
+        computed = [state.compute() for state in states if state is not None]
+        for key in computed[0] if computed else ():
+            values = [c[key] for c in computed if not np.isnan(c[key])]
+            scores[key] = float(np.mean(values)) if values else float("nan")
+        return scores
+
+    def _zero(self, count: int):
+        return {
+            "segmentation": lambda: metrics.ConfusionSum.zero(count),
+            "mldc": lambda: metrics.ScoreList.zero(count),
+            "single_label": metrics.AccuracySum.zero,
+            "reconstruction": lambda: None,
+        }[self._task.name]()
+
+    def _add(self, state, prediction, batch, count: int):
+        if self._task.name == "segmentation":
+            return state.merge(metrics.ConfusionSum.of(prediction, batch["label"], count))
+        if self._task.name == "mldc":
+            return state.merge(metrics.ScoreList.of(prediction[:, :count], batch["classes"][:, :count]))
+        if self._task.name == "single_label":
+            mask = np.ones((len(prediction), count), bool)
+            return state.merge(metrics.AccuracySum.of(prediction[:, :count], batch["class_id"], mask))
+        return None

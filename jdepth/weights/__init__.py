@@ -1,0 +1,114 @@
+"""Weights from files: released checkpoints, Hugging Face's, and our own converted ones.
+
+Needs only NumPy and safetensors; nothing in a file is ever executed. One file per family maps its
+names onto our tree: `dinov2.py` (backbones) and `dinov2_dpt.py` (depth heads).
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from jdepth.errors import UserError
+from jdepth.weights import converted, dinov2, dinov2_dpt, pytorch_file, safetensors_file
+from jdepth.weights.catalogue import MODELS, Model, Weights, WeightsInfo, find_model
+from jdepth.weights.faults import blame, listed
+from jdepth.weights.file_tensor import FileTensor
+from jdepth.weights.tree import fingerprint, flatten, unflatten
+from jdepth.weights.warm_start import merge
+
+__all__ = [
+    "MODELS",
+    "Model",
+    "Weights",
+    "WeightsInfo",
+    "fingerprint",
+    "flatten",
+    "load",
+    "merge",
+    "save",
+    "unflatten",
+]
+
+save = converted.save
+INDEX = "model.safetensors.index.json"
+FOLDER_FILES = ("model.safetensors", INDEX, "pytorch_model.bin")  # of a Hugging Face folder, first wins
+
+
+def load(
+    path: str | Path,
+    model: str | None = None,
+    parts: Collection[str] = (),
+    backbone: str | None = None,
+) -> Weights:
+    """Read any weights file we know, as float32 in our tree.
+
+    `path`: a converted file, an official `.pth`, a Hugging Face safetensors file, index or folder.
+    `model`: a key of MODELS where tensors and file name leave it open. `parts` ("backbone",
+    "decoder", "depth_head") and `backbone` (its name): what the caller needs the file to be.
+    Raises UserError with the file's name for everything that does not fit.
+    """
+    file = _locate(Path(path))
+    if model is not None:
+        find_model(model)
+    with _opened(file) as (tensors, metadata):
+        if converted.METADATA in metadata:
+            weights = converted.load(tensors, metadata, file)
+            if model not in (None, weights.info.model):
+                raise UserError(f"{file}: holds {weights.info.model}, not {model}")
+        else:
+            weights = _load_foreign(tensors, file, model)
+    absent = [part for part in parts if part not in weights.params]
+    if absent:
+        raise UserError(f"{file}: holds {weights.info.model} ({_contents(weights)}), expected {' and '.join(absent)}")
+    if backbone not in (None, weights.info.backbone):
+        raise UserError(f"{file}: belongs to the backbone {weights.info.backbone}, expected {backbone}")
+    return weights
+
+
+def _contents(weights: Weights) -> str:
+    return " and ".join(part.replace("_", " ") for part in weights.params)
+
+
+def _locate(path: Path) -> Path:
+    """The file to read: `path`, or the weights inside a folder."""
+    if not path.is_dir():
+        return path
+    for name in FOLDER_FILES:
+        if (path / name).is_file():
+            return path / name
+    raise UserError(f"{path}: is a folder without weights, expected one of {', '.join(FOLDER_FILES)} in it")
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[tuple[Mapping[str, FileTensor], Mapping[str, str]]]:
+    """(tensors, metadata) of a file in whatever container; told apart by content, not by suffix."""
+    with blame(file), file.open("rb") as opened:
+        start = opened.read(9)
+    if file.name.endswith(".index.json"):
+        with safetensors_file.opened_index(file) as tensors:
+            yield tensors, {}
+    elif file.suffix == converted.SUFFIX or safetensors_file.is_safetensors(start):
+        with safetensors_file.opened(file) as (tensors, metadata):
+            yield tensors, metadata
+    else:
+        with pytorch_file.opened(file) as tensors:
+            yield tensors, {}
+
+
+def _load_foreign(tensors: Mapping[str, FileTensor], file: Path, model: str | None) -> Weights:
+    if dinov2_dpt.recognise(tensors):
+        family = dinov2_dpt
+    elif dinov2.recognise(tensors):
+        family = dinov2
+    else:
+        raise UserError(f"{file}: {_what_else(tensors)}; expected a DINOv2 backbone or DPT depth head")
+    flat, info = family.load(tensors, file, model)
+    return Weights(unflatten(flat), info)
+
+
+def _what_else(tensors: Mapping[str, FileTensor]) -> str:
+    if "decode_head.conv_depth.weight" in tensors:
+        return "holds a linear depth head, which is not supported"
+    if any(name.startswith("pretrained.") for name in tensors):
+        return "holds a Depth Anything model, which is not supported"
+    return f"holds {len(tensors)} tensors of an unknown model ({listed(tensors)})" if tensors else "holds no tensor"

@@ -1,0 +1,103 @@
+"""Our own weights file: safetensors, our tree's names joined with "/", and what it is as metadata."""
+
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from jdepth.errors import UserError
+from jdepth.weights import dinov2, dinov2_dpt, mapping
+from jdepth.weights.catalogue import SIZES, Weights, WeightsInfo
+from jdepth.weights.faults import Fault, blame, shown
+from jdepth.weights.file_tensor import FLOATS, FileTensor
+from jdepth.weights.tree import flatten, unflatten
+
+METADATA = "jdepth"  # key in the file's metadata
+FORMAT = 1
+SUFFIX = ".safetensors"
+PARTS = ({"backbone"}, {"decoder", "depth_head"}, {"backbone", "decoder", "depth_head"})
+
+
+def save(path: str | Path, params: Mapping, info: WeightsInfo) -> None:
+    """Write `params` (nested arrays, stored as float32) and `info` to `path`, replacing what is there.
+
+    The file appears complete or not at all: it is written under another name beside `path`, flushed
+    to disk and renamed; on failure nothing is left behind. Raises UserError if it cannot be written
+    or the tree is not the one `info` describes.
+    """
+    path = Path(path)
+    if path.suffix != SUFFIX:
+        raise UserError(f"{path}: expected a file name that ends in {SUFFIX}")
+    if not path.parent.is_dir():
+        raise UserError(f"{path.parent}: no such folder; make it first")
+    flat = {name: np.ascontiguousarray(value, np.float32) for name, value in flatten(params).items()}
+    _check({name: array.shape for name, array in flat.items()}, info, path)
+    metadata = {METADATA: json.dumps({"format": FORMAT} | asdict(info), sort_keys=True)}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        save_file(flat, temporary, metadata)
+        _flush(temporary)
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be written ({shown(error)}); is the disk full?") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Wait until the file's bytes are on disk: a rename may otherwise survive a crash without them."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def load(tensors: Mapping[str, FileTensor], metadata: Mapping[str, str], path: Path) -> Weights:
+    """Weights of an opened converted file; `metadata` has the key METADATA."""
+    info = _info(metadata[METADATA], path)
+    _check({name: tensor.shape for name, tensor in tensors.items()}, info, path)
+    for name, tensor in tensors.items():
+        if tensor.dtype not in FLOATS:
+            raise UserError(f"{path}: {name} holds {tensor.dtype}, expected floating-point numbers")
+    return Weights(unflatten({name: t.read().astype(np.float32, copy=False) for name, t in tensors.items()}), info)
+
+
+def _check(found: dict[str, tuple[int, ...]], info: WeightsInfo, path: Path) -> None:
+    """The tree must be exactly what `info` says, in one of the three combinations of parts."""
+    parts = {name.split("/")[0] for name in found}
+    if parts not in PARTS:
+        known = "; ".join(" + ".join(sorted(part)) for part in PARTS)
+        raise UserError(f"{path}: holds {shown(', '.join(sorted(parts)) or 'nothing')}, expected one of: {known}")
+    expected = {}
+    if "backbone" in parts:
+        backbone = mapping.shapes(dinov2.plan(SIZES[info.backbone]))
+        expected |= {f"backbone/{name}": shape for name, shape in backbone.items()}
+    if "decoder" in parts:
+        if info.channels is None:
+            raise UserError(f"{path}: holds a decoder but does not say its channels")
+        expected |= mapping.shapes(dinov2_dpt.plan(SIZES[info.backbone].width, info.channels))
+    mapping.check(found, expected, path, f"{info.backbone}, {info.channels} channels")
+
+
+def _info(text: str, path: Path) -> WeightsInfo:
+    with blame(path):
+        values = json.loads(text)
+        if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
+            raise Fault(f"is a converted file of another format, expected {FORMAT}; convert it again")
+        if values.keys() != {field.name for field in fields(WeightsInfo)}:
+            raise Fault("is a converted file with incomplete metadata; convert it again")
+        numbers = {"channels": int, "min_depth": (int, float), "max_depth": (int, float)}
+        for name, value in values.items():
+            optional = name in numbers and value is None
+            if not optional and (not isinstance(value, numbers.get(name, str)) or isinstance(value, bool)):
+                raise Fault(f"is a converted file whose metadata has {name} = {shown(value)}; convert it again")
+        if values["backbone"] not in SIZES:
+            raise Fault(f"is for the unknown backbone {shown(values['backbone'])}")
+        channels = values["channels"]
+        if channels is not None and (channels % 2 or not 2 <= channels <= dinov2_dpt.MAX_CHANNELS):
+            raise Fault(f"is a converted file of {channels} channels, expected an even number")
+    return WeightsInfo(**values)

@@ -1,0 +1,110 @@
+"""DINOv2's released DPT depth heads (NYU and KITTI), onto our decoder and depth head.
+
+Files hold `decode_head.*` under `state_dict`. Names and shapes: DINOv2 recipe, 2.6. The files of the
+two data sets are alike in every tensor; only their depth ranges differ.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from jdepth.errors import UserError
+from jdepth.weights.catalogue import DINOV2_SIZES, MODELS, WeightsInfo
+from jdepth.weights.file_tensor import FileTensor
+from jdepth.weights.identify import check_official_name, choose
+from jdepth.weights.mapping import Entry, layer, take
+
+PREFIX = "decode_head."
+MAX_CHANNELS = 2048  # released heads have 256
+
+
+def plan(width: int, channels: int) -> list[Entry]:
+    """Official names (without prefix) and shapes -> ours (below "decoder" and "depth_head")."""
+    levels = (width // 8, width // 4, width // 2, width)
+    entries = []
+    for i, level in enumerate(levels):
+        reassemble, decoder = "reassemble_blocks", "decoder"
+        entries += [
+            *layer(f"{reassemble}.readout_projects.{i}.0", f"{decoder}/readout_{i}", (width, 2 * width), "linear"),
+            *layer(f"{reassemble}.projects.{i}.conv", f"{decoder}/project_{i}", (level, width, 1, 1), "conv1x1"),
+            *layer(f"convs.{i}.conv", f"{decoder}/conv_{i}", (channels, level, 3, 3), "conv", bias=False),
+            *_fusion(i, channels),
+        ]
+        # Level 2 keeps its resolution; levels 0 and 1 grow by transposed convolutions, level 3 shrinks.
+        if i != 2:
+            kernel, layout = ((4, "up_conv"), (2, "up_conv"), None, (3, "conv"))[i]
+            shape = (level, level, kernel, kernel)
+            entries += layer(f"{reassemble}.resize_layers.{i}", f"{decoder}/resize_{i}", shape, layout)
+    half = channels // 2
+    return entries + [
+        *layer("project.conv", "decoder/project", (channels, channels, 3, 3), "conv"),
+        *layer("conv_depth.head.0", "depth_head/conv1", (half, channels, 3, 3), "conv"),
+        *layer("conv_depth.head.2", "depth_head/conv2", (32, half, 3, 3), "conv"),
+        *layer("conv_depth.head.4", "depth_head/conv3", (1, 32, 1, 1), "conv1x1"),
+    ]
+
+
+def _fusion(i: int, channels: int) -> list[Entry]:
+    source, target = f"fusion_blocks.{i}", f"decoder/fusion_{i}"
+    entries = layer(f"{source}.project.conv", f"{target}/project", (channels, channels, 1, 1), "conv1x1")
+    for unit in (1, 2) if i else (2,):  # the deepest stage has no lateral input, hence no unit 1
+        for conv in (1, 2):
+            name = f"{source}.res_conv_unit{unit}.conv{conv}.conv"
+            shape = (channels, channels, 3, 3)
+            entries += layer(name, f"{target}/unit{unit}/conv{conv}", shape, "conv", bias=False)
+    return entries
+
+
+def recognise(names: Mapping[str, object]) -> bool:
+    """Whether these names look like a released DPT head's."""
+    parts = ("reassemble_blocks.", "fusion_blocks.", "convs.")
+    return any(name.startswith(tuple(PREFIX + part for part in parts)) for name in names)
+
+
+def load(
+    tensors: Mapping[str, FileTensor], path: Path, model: str | None
+) -> tuple[dict[str, np.ndarray], WeightsInfo]:
+    """Our flat tree (below "decoder/" and "depth_head/") and what it is.
+
+    Any even number of channels is read; the range comes from `model`, the official file name or a
+    config.json beside it. Raises UserError where that, the size or any tensor does not fit.
+    """
+    width, channels = _sizes(tensors, path)
+    backbone = next(name for name, size in DINOV2_SIZES.items() if size.width == width)
+    candidates = [name for name, m in MODELS.items() if (m.family, m.backbone) == ("dinov2_dpt", backbone)]
+    check_official_name(path, candidates)
+    released = MODELS[choose(path, candidates, model)]
+    entries = [replace(entry, sources=tuple(PREFIX + name for name in entry.sources)) for entry in plan(width, channels)]
+    flat = take(tensors, entries, path, f"a DPT head for {backbone} with {channels} channels")
+    info = WeightsInfo(
+        family="dinov2_dpt",
+        model=released.name,
+        backbone=backbone,
+        channels=channels,
+        min_depth=released.min_depth,
+        max_depth=released.max_depth,
+        source=path.name,
+        licence=released.licence,
+    )
+    return flat, info
+
+
+def _sizes(found: Mapping[str, FileTensor], path: Path) -> tuple[int, int]:
+    """Backbone width and decoder channels, each voted on by several tensors."""
+    width = _vote(found, [f"reassemble_blocks.readout_projects.{i}.0.bias" for i in range(4)])
+    channels = _vote(found, [f"fusion_blocks.{i}.project.conv.bias" for i in range(4)] + ["project.conv.bias"])
+    known = sorted({size.width for size in DINOV2_SIZES.values()})
+    if width not in known:
+        raise UserError(f"{path}: is a DPT head for features of width {width}, expected one of {known}")
+    if channels is None or channels % 2 or not 2 <= channels <= MAX_CHANNELS:
+        raise UserError(f"{path}: is a DPT head of {channels} channels, expected an even number up to {MAX_CHANNELS}")
+    return width, channels
+
+
+def _vote(found: Mapping[str, FileTensor], names: list[str]) -> int | None:
+    shapes = [found[PREFIX + name].shape for name in names if PREFIX + name in found]
+    votes = Counter(shape[-1] for shape in shapes if shape)
+    return votes.most_common(1)[0][0] if votes else None

@@ -1,0 +1,255 @@
+"""The backbone: sizes, padding, initialisation, precision, packing."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jdepth.errors import UserError
+from jdepth.models import BACKBONES, VisionTransformer, build, cast_frozen
+from jdepth.models.vit import Attention, SwiGlu, centre_pad
+
+NANO = BACKBONES["vit_nano14"]
+TINY_TABLE = dataclasses.replace(NANO, depth=2, taps=(0, 1), grid=3)
+
+
+def count(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def initialised(config, size=(42, 42), seed=0):
+    model = VisionTransformer(config)
+    images = jax.random.normal(jax.random.key(seed), (2, *size, 3))
+    params = jax.jit(lambda key: model.init(key, images, final_norm=True))(jax.random.key(seed))["params"]
+    return model, params, images
+
+
+def shaken(params, seed=1):
+    """Every parameter random, so that no zero or one hides a mistake."""
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    return structure.unflatten([x + 0.1 * jax.random.normal(k, x.shape, x.dtype) for x, k in zip(leaves, keys)])
+
+
+# Published files hold one tensor more, the mask token (1, D), which is dropped on loading.
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("dinov2_vits14", 22_056_576 - 384),
+        ("dinov2_vitb14", 86_580_480 - 768),
+        ("dinov2_vitl14", 304_368_640 - 1024),
+        ("dinov2_vitg14", 1_136_480_768 - 1536),
+        ("dinov2_vits14_reg4", 22_058_112 - 384),
+        ("dinov2_vitb14_reg4", 86_580_480 - 768 + 4 * 768),
+        ("dinov2_vitl14_reg4", 304_368_640 - 1024 + 4 * 1024),
+        ("dinov2_vitg14_reg4", 1_136_486_912 - 1536),
+        ("vit_nano14", 1_696_896),
+        ("vit_tiny14", 5_716_992 - 192),
+    ],
+)
+def test_parameter_counts(name, parameters):
+    shapes = jax.eval_shape(lambda key: build(name).init(key, (42, 56)), jax.random.key(0))["backbone"]
+    assert count(shapes) == parameters
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(shapes))
+
+
+def test_parameter_names_and_shapes():
+    shapes = jax.eval_shape(lambda key: build("dinov2_vitg14_reg4").init(key, (42, 42)), jax.random.key(0))
+    tree = jax.tree.map(lambda leaf: leaf.shape, shapes["backbone"], is_leaf=lambda x: hasattr(x, "shape"))
+    assert set(tree) == {"cls_token", "pos_embed", "register_tokens", "patch_embed", "norm"} | {
+        f"blocks_{i}" for i in range(40)
+    }
+    assert tree["pos_embed"] == (1, 1370, 1536) and tree["register_tokens"] == (1, 4, 1536)
+    assert tree["patch_embed"] == {"kernel": (14, 14, 3, 1536), "bias": (1536,)}
+    assert tree["blocks_39"] == {
+        "norm1": {"scale": (1536,), "bias": (1536,)},
+        "attn": {
+            "qkv": {"kernel": (1536, 4608), "bias": (4608,)},
+            "proj": {"kernel": (1536, 1536), "bias": (1536,)},
+        },
+        "ls1": {"gamma": (1536,)},
+        "norm2": {"scale": (1536,), "bias": (1536,)},
+        "mlp": {"w12": {"kernel": (1536, 8192), "bias": (8192,)}, "w3": {"kernel": (4096, 1536), "bias": (1536,)}},
+        "ls2": {"gamma": (1536,)},
+    }
+    assert type(shapes["backbone"]) is dict
+
+
+@pytest.mark.parametrize(
+    ("size", "padded", "leading"),
+    [
+        ((416, 544), (420, 546), (2, 1)),
+        ((480, 640), (490, 644), (5, 2)),
+        ((352, 704), (364, 714), (6, 5)),
+        ((352, 1216), (364, 1218), (6, 1)),
+        ((27, 28), (28, 28), (0, 0)),
+    ],
+)
+def test_centre_padding(size, padded, leading):
+    out = centre_pad(jnp.ones((1, *size, 3)))
+    assert out.shape == (1, *padded, 3)
+    inside = out[:, leading[0] : leading[0] + size[0], leading[1] : leading[1] + size[1]]
+    assert inside.sum() == out.sum() == 3 * size[0] * size[1]
+
+
+def test_any_size_is_the_padded_image():
+    model, params, _ = initialised(TINY_TABLE)
+    images = jax.random.normal(jax.random.key(5), (1, 51, 40, 3))
+    a = model.apply({"params": params}, images)
+    b = model.apply({"params": params}, centre_pad(images))
+    np.testing.assert_array_equal(a.taps[1][0], b.taps[1][0])
+    assert a.taps[1][0].shape == (1, 4, 3, 128) and a.taps[1][1].shape == (1, 128)
+    assert a.tokens is None
+
+
+def test_initialisation():
+    _, params, _ = initialised(dataclasses.replace(NANO, registers=4))
+    block = params["blocks_3"]
+    for leaf in (block["ls1"]["gamma"], block["ls2"]["gamma"], block["norm1"]["scale"], params["norm"]["scale"]):
+        assert (leaf == 1.0).all()
+    for leaf in (block["attn"]["qkv"]["bias"], block["mlp"]["fc1"]["bias"], params["patch_embed"]["bias"]):
+        assert (leaf == 0.0).all()
+    for leaf in (block["attn"]["qkv"]["kernel"], block["mlp"]["fc2"]["kernel"], params["pos_embed"]):
+        assert abs(float(leaf.std()) - 0.02) < 1e-3
+    assert 0.0 < jnp.abs(params["cls_token"]).max() < 1e-5
+    assert 0.0 < jnp.abs(params["register_tokens"]).max() < 1e-5
+
+
+def test_one_patch_by_hand():
+    """Embedding of one patch, written out."""
+    config = dataclasses.replace(TINY_TABLE, depth=1, taps=(0,), grid=1)
+    model, params, _ = initialised(config, (14, 14))
+    params = shaken(params)
+    params["blocks_0"]["ls1"]["gamma"] = params["blocks_0"]["ls2"]["gamma"] = jnp.zeros(128)
+    image = jax.random.normal(jax.random.key(3), (1, 14, 14, 3))
+    (patches, cls), = model.apply({"params": params}, image).taps
+    expected = jnp.einsum("hwc,hwcd->d", image[0], params["patch_embed"]["kernel"])
+    expected = expected + params["patch_embed"]["bias"] + params["pos_embed"][0, 1]
+    np.testing.assert_allclose(patches[0, 0, 0], expected, atol=1e-5)
+    np.testing.assert_allclose(cls[0], params["cls_token"][0, 0] + params["pos_embed"][0, 0], atol=1e-6)
+
+
+def test_registers_reach_the_image_but_not_the_taps():
+    config = dataclasses.replace(TINY_TABLE, registers=4, antialias=True, offset=0.0)
+    model, params, images = initialised(config)
+    params = shaken(params)
+    out = model.apply({"params": params}, images, final_norm=True)
+    assert out.taps[0][0].shape == (2, 3, 3, 128) and out.tokens.shape == (2, 1 + 4 + 9, 128)
+    changed = params | {"register_tokens": params["register_tokens"] + 1.0}
+    assert jnp.abs(model.apply({"params": changed}, images).taps[1][0] - out.taps[1][0]).max() > 1e-3
+
+
+def test_swiglu_gates_with_the_first_half():
+    config = dataclasses.replace(TINY_TABLE, ffn="swiglu", hidden=6)
+    x = jax.random.normal(jax.random.key(0), (3, 128))
+    module = SwiGlu(config, jnp.float32)
+    params = shaken(module.init(jax.random.key(1), x))["params"]
+    both = x @ params["w12"]["kernel"] + params["w12"]["bias"]
+    gate, value = both[:, :6], both[:, 6:]
+    expected = (gate / (1 + jnp.exp(-gate)) * value) @ params["w3"]["kernel"] + params["w3"]["bias"]
+    np.testing.assert_allclose(module.apply({"params": params}, x), expected, atol=1e-5)
+
+
+def test_qkv_order():
+    """Columns are q, k, v; each holds its heads one after another."""
+    module = Attention(TINY_TABLE, jnp.float32, "plain")
+    x = jax.random.normal(jax.random.key(0), (1, 5, 128))
+    params = shaken(module.init(jax.random.key(1), x, ((1, 5),)))["params"]
+    qkv = np.asarray(x[0] @ params["qkv"]["kernel"] + params["qkv"]["bias"], np.float64)
+    out = np.zeros((5, 128))
+    for head in range(2):
+        q, k, v = (qkv[:, part * 128 + head * 64 :][:, :64] for part in range(3))
+        weights = np.exp(q @ k.T / 8.0)
+        out[:, head * 64 : head * 64 + 64] = weights / weights.sum(1, keepdims=True) @ v
+    expected = out @ params["proj"]["kernel"] + params["proj"]["bias"]
+    np.testing.assert_allclose(module.apply({"params": params}, x, ((1, 5),))[0], expected, atol=1e-4)
+
+
+def test_packed_batches_equal_separate_calls(x64):
+    config = dataclasses.replace(TINY_TABLE, registers=4, antialias=True, offset=0.0)
+    model, params, _ = initialised(config)
+    params = jax.tree.map(lambda x: x.astype(jnp.float64), shaken(params))
+    batches = tuple(
+        jax.random.normal(jax.random.key(i), (n, *size, 3), jnp.float64)
+        for i, (n, size) in enumerate([(2, (42, 42)), (1, (56, 30)), (3, (28, 28))])
+    )
+    packed = model.apply({"params": params}, batches, final_norm=True)
+    for batch, features in zip(batches, packed, strict=True):
+        alone = model.apply({"params": params}, batch, final_norm=True)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), features, alone)
+
+
+def types_in(jaxpr):
+    """All floating types of all intermediate values, inner programs included."""
+    found = set()
+    for equation in jaxpr.eqns:
+        found |= {v.aval.dtype for v in (*equation.invars, *equation.outvars) if getattr(v.aval, "shape", ()) != ()}
+        for value in equation.params.values():
+            for inner in value if isinstance(value, (tuple, list)) else (value,):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    found |= types_in(inner)
+    return {dtype for dtype in found if jnp.issubdtype(dtype, jnp.floating)}
+
+
+def test_float64_stays_float64(x64):
+    """No array of another floating type anywhere in the whole model, forward and backward."""
+    model = build(dataclasses.replace(TINY_TABLE, depth=4, taps=(0, 1, 2, 3)), channels=16)
+    params = jax.tree.map(lambda x: x.astype(jnp.float64), model.init(jax.random.key(0), (50, 70)))
+    images = jnp.ones((1, 50, 70, 3), jnp.float64)
+    program = jax.make_jaxpr(jax.value_and_grad(lambda p: model(p, images).sum()))(params)
+    assert types_in(program.jaxpr) == {jnp.dtype(jnp.float64)}
+
+
+def test_bfloat16_precision_policy():
+    """Taps leave in bfloat16; the residual stream between two products with it is float32."""
+    _, params, images = initialised(TINY_TABLE)
+    exact = VisionTransformer(TINY_TABLE).apply({"params": params}, images, final_norm=True)
+    model = VisionTransformer(TINY_TABLE, jnp.bfloat16)
+    frozen = cast_frozen(params, jnp.bfloat16)
+    out = model.apply({"params": frozen}, images, final_norm=True)
+    assert out.taps[0][0].dtype == out.taps[0][1].dtype == jnp.bfloat16 and out.tokens.dtype == jnp.float32
+    program = jax.make_jaxpr(lambda p: model.apply({"params": p}, images, final_norm=True))(frozen)
+    adds = [e for e in program.jaxpr.eqns if e.primitive.name == "add" and e.outvars[0].aval.shape == (2, 10, 128)]
+    assert sum(e.outvars[0].aval.dtype == jnp.float32 for e in adds) >= 4  # two per block
+    np.testing.assert_allclose(out.tokens, exact.tokens, atol=0.06)
+
+
+def test_bfloat16_weights_and_float32_weights_agree():
+    """A cast backbone computes exactly what an uncast one does in the same `dtype`."""
+    _, params, images = initialised(TINY_TABLE)
+    model = VisionTransformer(TINY_TABLE, jnp.bfloat16)
+    a = model.apply({"params": params}, images).taps[1][0]
+    b = model.apply({"params": cast_frozen(params, jnp.bfloat16)}, images).taps[1][0]
+    np.testing.assert_array_equal(a, b)
+
+
+def test_cast_frozen():
+    _, params, _ = initialised(dataclasses.replace(TINY_TABLE, registers=4))
+    frozen = cast_frozen(params, jnp.bfloat16)
+    half = {"/".join(k.key for k in path) for path, x in jax.tree_util.tree_leaves_with_path(frozen) if x.dtype == jnp.bfloat16}
+    expected = {"patch_embed"} | {f"blocks_{i}/{name}" for i in (0, 1) for name in ("attn/qkv", "attn/proj", "mlp/fc1", "mlp/fc2")}
+    assert half == {f"{name}/{leaf}" for name in expected for leaf in ("kernel", "bias")}
+    assert {x.dtype for x in jax.tree.leaves(frozen)} == {jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)}
+
+
+def test_gradient_reaches_every_parameter():
+    config = dataclasses.replace(TINY_TABLE, registers=4, antialias=True, offset=0.0)
+    model, params, images = initialised(config, (56, 42))
+    params = shaken(params)
+
+    def loss(p):
+        out = model.apply({"params": p}, images, final_norm=True)
+        return (jnp.sin(out.tokens) * out.tokens).sum() + sum(jnp.sin(x).sum() for tap in out.taps for x in tap)
+
+    for path, gradient in jax.tree_util.tree_leaves_with_path(jax.jit(jax.grad(loss))(params)):
+        assert jnp.abs(gradient).max() > 0.0, path
+
+
+def test_unknown_backbone():
+    with pytest.raises(UserError, match='did you mean "dinov2_vits14"'):
+        build("dinov2_vits")
+    with pytest.raises(UserError, match="choose one of"):
+        build("resnet")

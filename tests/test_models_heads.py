@@ -1,0 +1,116 @@
+"""Depth head and stacked auxiliary heads."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jdepth.models import DepthHead, StackedHead, class_mask, pool
+from jdepth.models.resize import bilinear
+
+CLASSES = (5, 2, 7)
+IDS = jnp.asarray([2, 0, 1, 2], jnp.int32)
+
+
+def stacked(channels=16, seed=0):
+    head = StackedHead(CLASSES, channels)
+    features = jax.random.normal(jax.random.key(seed), (4, 6, 5, channels))
+    return head, head.init(jax.random.key(seed + 1), features, IDS)["params"], features
+
+
+def test_depth_head_by_hand(x64):
+    head = DepthHead(channels=6, min_depth=0.25)
+    x = jax.random.normal(jax.random.key(0), (2, 3, 4, 6), jnp.float64)
+    params = head.init(jax.random.key(1), x)["params"]
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params)
+    conv = lambda x, p: jax.lax.conv_general_dilated(
+        x, p["kernel"], (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    ) + p["bias"]
+    y = bilinear(conv(x, params["conv1"]), (6, 8), align_corners=True)
+    y = jax.nn.relu(conv(y, params["conv2"])) @ params["conv3"]["kernel"] + params["conv3"]["bias"]
+    out = head.apply({"params": params}, x)
+    assert out.shape == (2, 6, 8) and params["conv3"]["kernel"].shape == (32, 1)
+    np.testing.assert_allclose(out, jax.nn.relu(y[..., 0]) + 0.25, atol=1e-14)
+
+
+def test_depth_is_at_least_min_depth_and_float32():
+    head = DepthHead(channels=8, min_depth=0.001, dtype=jnp.bfloat16)
+    x = jax.random.normal(jax.random.key(0), (1, 4, 4, 8)).astype(jnp.bfloat16)
+    params = head.init(jax.random.key(1), x)["params"]
+    params["conv3"]["bias"] = jnp.full((1,), -100.0)
+    out = head.apply({"params": params}, x)
+    assert out.dtype == jnp.float32 and (out == jnp.float32(0.001)).all()
+
+
+def test_depth_head_initialisation():
+    params = DepthHead(256).init(jax.random.key(0), jnp.zeros((1, 2, 2, 256)))["params"]
+    for name, fan in {"conv1": 9 * 256, "conv2": 9 * 128, "conv3": 32}.items():
+        for leaf in params[name].values():
+            assert jnp.abs(leaf).max() <= fan**-0.5
+        assert jnp.abs(params[name]["kernel"]).max() > 0.8 * fan**-0.5
+
+
+def test_stacked_head_is_each_datasets_own():
+    head, params, features = stacked()
+    assert params["kernel"].shape == (3, 16, 7) and params["bias"].shape == (3, 7)
+    logits = head.apply({"params": params}, features, IDS)
+    assert logits.shape == (4, 6, 5, 7) and logits.dtype == jnp.float32
+    for i, d in enumerate(np.asarray(IDS)):
+        expected = features[i] @ params["kernel"][d] + params["bias"][d]
+        np.testing.assert_allclose(logits[i], expected, atol=1e-5)
+
+
+def test_padding_columns_start_at_zero_and_get_no_gradient():
+    head, params, features = stacked()
+    for d, count in enumerate(CLASSES):
+        assert (params["kernel"][d, :, count:] == 0.0).all() and (params["bias"][d, count:] == 0.0).all()
+        assert (params["kernel"][d, :, :count] != 0.0).all() and (params["bias"][d, :count] != 0.0).all()
+    # Even a loss that forgets the mask cannot move them.
+    gradient = jax.grad(lambda p: jnp.exp(head.apply({"params": p}, features, IDS)).sum())(params)
+    for d, count in enumerate(CLASSES):
+        assert (gradient["kernel"][d, :, count:] == 0.0).all() and (gradient["bias"][d, count:] == 0.0).all()
+        assert jnp.abs(gradient["kernel"][d, :, :count]).min() > 0.0
+
+
+def test_absent_dataset_gets_zero_gradient():
+    head, params, features = stacked()
+    ids = jnp.asarray([0, 2, 2, 0])
+    gradient = jax.grad(lambda p: jnp.square(head.apply({"params": p}, features, ids)).sum())(params)
+    assert (gradient["kernel"][1] == 0.0).all() and (gradient["bias"][1] == 0.0).all()
+
+
+def test_stacked_initialisation_uses_each_heads_own_fan():
+    head = StackedHead((150, 37), 256)
+    params = head.init(jax.random.key(0), jnp.zeros((1, 256)), jnp.zeros(1, int))["params"]
+    for d, count in enumerate((150, 37)):
+        for leaf in (params["kernel"][d, :, :count], params["bias"][d, :count]):
+            assert 0.9 / 16 < jnp.abs(leaf).max() <= 1 / 16
+            np.testing.assert_allclose(leaf.std(), 1 / 16 / 3**0.5, rtol=0.2)
+
+
+def test_pooled_features_equal_averaged_logits():
+    head, params, features = stacked(channels=64)
+    averaged = head.apply({"params": params}, features, IDS).mean((1, 2))
+    pooled = head.apply({"params": params}, pool(features), IDS)
+    assert pooled.shape == (4, 7)
+    np.testing.assert_allclose(pooled, averaged, atol=1e-6)
+
+
+def test_pool_is_a_float32_mean():
+    ones = jnp.ones((1, 64, 64, 2), jnp.bfloat16)
+    assert pool(ones).dtype == jnp.float32
+    np.testing.assert_array_equal(pool(ones), 1.0)  # a bfloat16 sum would stop at 256
+
+
+def test_reconstruction_is_a_stacked_head_of_three():
+    head = StackedHead((3, 3), 8, jnp.bfloat16)
+    features = jnp.ones((2, 4, 4, 8), jnp.bfloat16)
+    params = head.init(jax.random.key(0), features, jnp.asarray([0, 1]))["params"]
+    out = head.apply({"params": params}, features, jnp.asarray([0, 1]))
+    assert out.shape == (2, 4, 4, 3) and out.dtype == jnp.float32
+
+
+def test_class_mask():
+    expected = [[1] * 7, [1] * 5 + [0] * 2, [1] * 2 + [0] * 5, [1] * 7]
+    mask = class_mask(CLASSES, IDS)
+    assert mask.dtype == bool
+    np.testing.assert_array_equal(mask, np.asarray(expected, bool))
