@@ -118,6 +118,14 @@ class Checkpoints:
         self._best.close()
 
 
+def _newest(workdir: Path, kind: str) -> tuple[Path, int]:
+    found = steps(workdir, kind)
+    if not found:
+        raise UserError(f"{folder(workdir, kind)}: no checkpoint; has the run saved one yet?")
+    path = folder(workdir, kind) / str(found[-1])
+    return (path / "params" if kind == "last" else path), found[-1]
+
+
 def read_params(workdir: Path, kind: str, like: Any) -> tuple[Any, int]:
     """Parameters of the newest checkpoint of `kind`, and its step.
 
@@ -126,12 +134,31 @@ def read_params(workdir: Path, kind: str, like: Any) -> tuple[Any, int]:
 
     Raises UserError when there is none or it holds another model.
     """
-    found = steps(workdir, kind)
-    if not found:
-        raise UserError(f"{folder(workdir, kind)}: no checkpoint; has the run saved one yet?")
-    path = folder(workdir, kind) / str(found[-1])
+    path, step = _newest(workdir, kind)
     try:
         with ocp.StandardCheckpointer() as reader:
-            return reader.restore(path / "params" if kind == "last" else path, like), found[-1]
+            return reader.restore(path, like), step
     except (ValueError, KeyError, OSError) as error:
         raise UserError(f"{path}: cannot be restored: {error}") from error
+
+
+def read_any_params(workdir: Path, kind: str) -> Any:
+    """Parameters of the newest checkpoint of `kind`, whatever tree it holds, on one device."""
+    path, _ = _newest(workdir, kind)
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    try:
+        with ocp.StandardCheckpointer() as reader:
+            held = reader.metadata(path).item_metadata
+            like = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=place), held.tree)
+            return reader.restore(path, like)
+    except (ValueError, KeyError, OSError) as error:
+        raise UserError(f"{path}: cannot be restored: {error}") from error
+
+
+def read_clock(workdir: Path) -> dict[str, Any]:
+    """The clock of the newest `last`: step, consumed batches, best score, backbone's fingerprint."""
+    found = steps(workdir, "last")
+    if not found:
+        raise UserError(f"{folder(workdir, 'last')}: no checkpoint; has the run saved one yet?")
+    with ocp.CheckpointManager(folder(workdir, "last")) as manager:
+        return manager.restore(found[-1], args=ocp.args.Composite(clock=ocp.args.JsonRestore()))["clock"]

@@ -83,13 +83,16 @@ def _to_hsv(images: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     red, green, blue = images[..., 0], images[..., 1], images[..., 2]
     value = images.max(axis=-1)
     spread = value - images.min(axis=-1)
-    saturation = jnp.floor(255 * spread / jnp.maximum(value, 1) + 0.5)
+    # OpenCV's fixed-point divisions, exact here since every product stays below 2^24.
+    per_value = jnp.floor(255 * 4096 / jnp.maximum(value, 1) + 0.5)
+    saturation = jnp.floor((spread * per_value + 2048) / 4096)
     sixths = jnp.where(
         value == red,
         green - blue,
         jnp.where(value == green, blue - red + 2 * spread, red - green + 4 * spread),
     )
-    hue = jnp.floor(30 * sixths / jnp.maximum(spread, 1) + 0.5)
+    per_spread = jnp.floor(30 * 4096 / jnp.maximum(spread, 1) + 0.5)
+    hue = jnp.floor((sixths * per_spread + 2048) / 4096)
     return jnp.where(hue < 0, hue + 180, hue), saturation, value
 
 

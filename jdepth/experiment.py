@@ -129,14 +129,7 @@ def abstract_params(config: Config, model: DepthModel, todo: list[tasks.Task]) -
 def _load_backbone(path: str, name: str) -> tuple[Any, str]:
     from jdepth import weights
 
-    loaded = weights.load(path)
-    if "backbone" not in loaded.params:
-        raise UserError(f"{path}: holds {loaded.info.model} without a backbone; config.backbone.weights needs {name}")
-    if loaded.info.backbone != name:
-        raise UserError(
-            f"{path}: holds {loaded.info.backbone}, but config.backbone.name is {name}: "
-            "give the matching file or change the name"
-        )
+    loaded = weights.load(path, parts=("backbone",), backbone=name)
     return loaded.params["backbone"], weights.fingerprint(loaded.params["backbone"])
 
 
@@ -157,19 +150,7 @@ def _warm_start(path: str, target: dict[str, Any], frozen: bool) -> tuple[dict[s
 
 
 def _run_params(workdir: Path) -> Any:
-    import orbax.checkpoint as ocp
-
     from jdepth import checkpoint
 
     kind = "best" if checkpoint.steps(workdir, "best") else "last"
-    found = checkpoint.steps(workdir, kind)
-    if not found:
-        raise UserError(f"{workdir}: config.init_from names a run without checkpoints")
-    path = checkpoint.folder(workdir, kind) / str(found[-1])
-    with ocp.StandardCheckpointer() as reader:
-        path = path / "params" if kind == "last" else path
-        like = jax.tree.map(
-            lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.local_devices()[0])),
-            dict(reader.metadata(path).item_metadata),
-        )
-        return reader.restore(path, like)
+    return checkpoint.read_any_params(workdir, kind)

@@ -1,10 +1,12 @@
 """The data that a config names: its sources, its training streams and what of it is missing."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jdepth.data import sources, streams, subset, transforms
+from jdepth.data import protocols, sources, streams, transforms
+from jdepth.data.sources.subset import Subset
 from jdepth.errors import UserError
 
 Config = Mapping[str, Any]
@@ -49,7 +51,7 @@ def _open(config: Config, given: Config, name: str, split: str, rooms: int, limi
     source = sources.open_source(
         name, split=split, path=given["path"] or None, data_dir=config["data_dir"], **options
     )
-    return subset.Subset(source, limit) if limit and limit < len(source) else source
+    return Subset(source, limit) if limit and limit < len(source) else source
 
 
 def depth_source(config: Config, split: str | None = None):
@@ -106,6 +108,14 @@ def auxiliary_stream(config: Config, split: str | None = None) -> streams.Auxili
         return None
     members = auxiliary_sources(config, split)
     return streams.AuxiliaryStream(tuple(members), member_augmentations(config), config["task"])
+
+
+def protocol(config: Config) -> protocols.Protocol:
+    """The named evaluation protocol, with the config's network input size."""
+    named = protocols.protocol(config["evaluate"]["protocol"])
+    size = _optional(config["evaluate"]["input_size"])
+    area = config["data"]["depth"]["augmentation"]["resize_area"]
+    return dataclasses.replace(named, resize=size, resize_area=area) if size else named
 
 
 def class_counts(config: Config) -> tuple[int, ...]:

@@ -114,15 +114,20 @@ class AuxiliaryScorer:
         return jnp.argmax(jnp.where(mask[:, None, None], logits, -jnp.inf), axis=-1)
 
     def score(self, params: Params, batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, float]:
-        """Scores over all samples; every batch holds one member and no filling, whatever its size."""
+        """Scores over all samples of `batches` (those of `data.evaluation.auxiliary_evaluation_batches`)."""
         losses, sizes = [], []
         states = [self._zero(count) for count in self._classes]
-        for batch in batches:
-            member = int(batch["dataset_id"][0])
+        for filled in batches:
+            real = filled["weight"] > 0
+            batch = {k: v[real] for k, v in filled.items() if k not in ("weight", "index")}
             loss, prediction = self._outputs(params, {k: self._place(v) for k, v in batch.items()})
             losses.append(float(loss))
-            sizes.append(len(batch["image"]))
-            states[member] = self._add(states[member], np.asarray(prediction), batch, self._classes[member])
+            sizes.append(int(real.sum()))
+            prediction = np.asarray(prediction)
+            for member in np.unique(batch["dataset_id"]):
+                own = batch["dataset_id"] == member
+                rows = {k: v[own] for k, v in batch.items()}
+                states[member] = self._add(states[member], prediction, own, rows, self._classes[member])
         scores = {"loss": float(np.average(losses, weights=sizes))}
         computed = [state.compute() for state in states if state is not None]
         for key in computed[0] if computed else ():
@@ -138,12 +143,12 @@ class AuxiliaryScorer:
             "reconstruction": lambda: None,
         }[self._task.name]()
 
-    def _add(self, state, prediction, batch, count: int):
+    def _add(self, state, prediction, own, rows, count: int):
         if self._task.name == "segmentation":
-            return state.merge(metrics.ConfusionSum.of(prediction, batch["label"], count))
+            return state.merge(metrics.ConfusionSum.of(prediction[own], rows["label"], count))
         if self._task.name == "mldc":
-            return state.merge(metrics.ScoreList.of(prediction[:, :count], batch["classes"][:, :count]))
+            return state.merge(metrics.ScoreList.of(prediction[own, :count], rows["classes"][:, :count]))
         if self._task.name == "single_label":
-            mask = np.ones((len(prediction), count), bool)
-            return state.merge(metrics.AccuracySum.of(prediction[:, :count], batch["class_id"], mask))
+            mask = np.ones((len(rows["class_id"]), count), bool)
+            return state.merge(metrics.AccuracySum.of(prediction[own, :count], rows["class_id"], mask))
         return None

@@ -96,9 +96,10 @@ class JointIterator:
         except BaseException as error:
             self.close()
             user_error = _find_user_error(error)
-            if user_error is None or user_error is error:
+            if user_error is None:
                 raise
-            raise user_error from error
+            # A fresh one: grain adds notes about its own stack trace to what it passes on.
+            raise UserError(str(user_error)) from error
         self.position += 1
         return batch
 

@@ -27,6 +27,7 @@ class Protocol:
       clip: ground truth beyond it is set to it, before the range is looked at; predictions likewise.
       resize: (height, width) of the network's input; None: native. Ground truth stays native, and
         predictions are resized to it.
+      resize_area: average areas where `resize` shrinks, as a run that trained so needs it.
       flip: the prediction is the mean of those for the image and its mirror image.
       average: "image": metrics per image, then their mean over images that have valid pixels.
       note: in words, whatever else a reader must know.
@@ -41,6 +42,7 @@ class Protocol:
     kb_crop: bool = False
     clip: float | None = None
     resize: tuple[int, int] | None = None
+    resize_area: bool = False
     flip: bool = True
     average: str = "image"
     note: str = ""
@@ -91,7 +93,7 @@ def prepare(protocol: Protocol, image: np.ndarray, depth: np.ndarray) -> tuple[n
     if protocol.clip is not None:
         depth = np.minimum(depth, np.float32(protocol.clip))
     if protocol.resize is not None:
-        image = geometry.resize(image, protocol.resize)
+        image = geometry.resize(image, protocol.resize, area=protocol.resize_area)
     return np.ascontiguousarray(image), np.ascontiguousarray(depth)
 
 

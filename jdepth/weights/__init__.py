@@ -21,6 +21,7 @@ __all__ = [
     "Model",
     "Weights",
     "WeightsInfo",
+    "check_destination",
     "fingerprint",
     "flatten",
     "load",
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 save = converted.save
+check_destination = converted.check_destination
 INDEX = "model.safetensors.index.json"
 FOLDER_FILES = ("model.safetensors", INDEX, "pytorch_model.bin")  # of a Hugging Face folder, first wins
 

@@ -32,22 +32,32 @@ def save(path: str | Path, params: Mapping, info: WeightsInfo) -> None:
     or the tree is not the one `info` describes.
     """
     path = Path(path)
-    if path.suffix != SUFFIX:
-        raise UserError(f"{path}: expected a file name that ends in {SUFFIX}")
-    if not path.parent.is_dir():
-        raise UserError(f"{path.parent}: no such folder; make it first")
+    check_destination(path)
     flat = {name: np.ascontiguousarray(value, np.float32) for name, value in flatten(params).items()}
     _check({name: array.shape for name, array in flat.items()}, info, path)
     metadata = {METADATA: json.dumps({"format": FORMAT} | asdict(info), sort_keys=True)}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         save_file(flat, temporary, metadata)
+        temporary.chmod(mode)  # the library makes files that only their owner can read
         _flush(temporary)
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be written ({shown(error)}); is the disk full?") from None
+        raise UserError(f"{path}: cannot be written ({shown(error)}); check free space and permissions") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_destination(path: Path) -> None:
+    """Raise UserError if a converted file could not be written under this name."""
+    if path.suffix != SUFFIX:
+        raise UserError(f"{path}: expected a file name that ends in {SUFFIX}")
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder, expected the name of a file to write")
+    if not path.parent.is_dir():
+        raise UserError(f"{path.parent}: no such folder; make it first")
 
 
 def _flush(path: Path) -> None:

@@ -80,6 +80,9 @@ class _Machine:
             raise Fault("its pickle leaves values behind: damaged")
         return result
 
+    def push(self, value: object) -> None:
+        self.stack.append(value)
+
     def items(self) -> list:
         """The values since the last MARK."""
         items, self.stack = self.stack, self.below.pop()
@@ -201,23 +204,23 @@ _OPERATIONS: dict[str, Callable[[_Machine, object], object]] = {
     "MARK": _Machine.op_mark,
     "POP": _Machine.op_pop,
     "POP_MARK": lambda machine, _: machine.items(),
-    "DUP": lambda machine, _: machine.stack.append(machine.stack[-1]),
-    "NONE": lambda machine, _: machine.stack.append(None),
-    "NEWTRUE": lambda machine, _: machine.stack.append(True),
-    "NEWFALSE": lambda machine, _: machine.stack.append(False),
-    "EMPTY_LIST": lambda machine, _: machine.stack.append([]),
-    "LIST": lambda machine, _: machine.stack.append(machine.items()),
+    "DUP": lambda machine, _: machine.push(machine.stack[-1]),
+    "NONE": lambda machine, _: machine.push(None),
+    "NEWTRUE": lambda machine, _: machine.push(True),
+    "NEWFALSE": lambda machine, _: machine.push(False),
+    "EMPTY_LIST": lambda machine, _: machine.push([]),
+    "LIST": lambda machine, _: machine.push(machine.items()),
     "APPEND": _Machine.op_append,
     "APPENDS": _Machine.op_appends,
-    "EMPTY_DICT": lambda machine, _: machine.stack.append({}),
-    "DICT": lambda machine, _: machine.stack.append(_pairs(machine.items())),
+    "EMPTY_DICT": lambda machine, _: machine.push({}),
+    "DICT": lambda machine, _: machine.push(_pairs(machine.items())),
     "SETITEM": _Machine.op_setitem,
     "SETITEMS": _Machine.op_setitems,
-    "EMPTY_SET": lambda machine, _: machine.stack.append(set()),
+    "EMPTY_SET": lambda machine, _: machine.push(set()),
     "ADDITEMS": _Machine.op_additems,
-    "FROZENSET": lambda machine, _: machine.stack.append(frozenset(map(checked_key, machine.items()))),
-    "EMPTY_TUPLE": lambda machine, _: machine.stack.append(()),
-    "TUPLE": lambda machine, _: machine.stack.append(tuple(machine.items())),
+    "FROZENSET": lambda machine, _: machine.push(frozenset(map(checked_key, machine.items()))),
+    "EMPTY_TUPLE": lambda machine, _: machine.push(()),
+    "TUPLE": lambda machine, _: machine.push(tuple(machine.items())),
     "TUPLE1": lambda machine, _: machine.push_tuple(1),
     "TUPLE2": lambda machine, _: machine.push_tuple(2),
     "TUPLE3": lambda machine, _: machine.push_tuple(3),

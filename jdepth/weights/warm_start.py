@@ -20,16 +20,17 @@ class Report:
     reshaped: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
     unused: tuple[str, ...]
 
-    def __str__(self) -> str:
-        parts = [f"{len(self.loaded)} arrays loaded"]
+    def lines(self) -> list[str]:
+        """One line of text per list that is not empty."""
+        lines = [f"{len(self.loaded)} arrays loaded"]
         if self.missing:
-            parts.append(f"{len(self.missing)} not in the source and left as they were: {listed(self.missing)}")
+            lines.append(f"{len(self.missing)} not in the source and left as they were: {listed(self.missing)}")
         if self.reshaped:
             names = (f"{name} (here {ours}, there {theirs})" for name, ours, theirs in self.reshaped)
-            parts.append(f"{len(self.reshaped)} of another shape and left as they were: {listed(names)}")
+            lines.append(f"{len(self.reshaped)} of another shape and left as they were: {listed(names)}")
         if self.unused:
-            parts.append(f"{len(self.unused)} of the source not used: {listed(self.unused)}")
-        return "; ".join(parts)
+            lines.append(f"{len(self.unused)} of the source not used: {listed(self.unused)}")
+        return lines
 
 
 def merge(target: Mapping, source: Mapping) -> tuple[dict, Report]:
@@ -51,7 +52,7 @@ def merge(target: Mapping, source: Mapping) -> tuple[dict, Report]:
         unused=tuple(name for name in theirs if name not in ours),
     )
     if not fits:
-        raise UserError(f"nothing in the weights to start from fits this model: {report}")
+        raise UserError(f"nothing in the weights to start from fits this model: {'; '.join(report.lines())}")
     merged = {
         name: np.asarray(theirs[name]).astype(value.dtype) if name in fits else value for name, value in ours.items()
     }

@@ -4,6 +4,7 @@ OpenCV reads images and depth (JPEG, PNG, PGM, TIFF, ...). Pillow reads headers,
 give their indices, which OpenCV expands into colours) and PFM (OpenCV divides by the file's scale entry).
 """
 
+import io
 from pathlib import Path
 
 import cv2
@@ -28,7 +29,7 @@ def read_values(path: Path) -> np.ndarray:
     """
     if path.suffix == ".npy":
         values = _load_npy(path)
-    elif path.suffix == ".pfm":
+    elif path.suffix.lower() == ".pfm":
         values = _load_pillow(path)
     else:
         values = _decode(path, cv2.IMREAD_UNCHANGED)
@@ -65,6 +66,26 @@ def header_size(path: Path) -> tuple[int, int]:
 
 def _decode(path: Path, flags: int) -> np.ndarray:
     try:
+        image = cv2.imdecode(np.frombuffer(_read_bytes(path), np.uint8), flags)
+    except cv2.error as error:
+        raise UserError(f"cannot decode {path}: {_one_line(error)}") from None
+    if image is None:
+        raise UserError(f"{path} is damaged or not an image that OpenCV reads")
+    return image
+
+
+def _load_pillow(path: Path) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(_read_bytes(path))) as image:
+            return np.asarray(image)
+    except UnidentifiedImageError:
+        raise UserError(f"{path} is damaged or not an image file") from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:  # Pillow reports damaged files as any of these
+        raise UserError(f"cannot read {path}: {_one_line(error)}") from None
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
         data = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"file not found: {path}") from None
@@ -74,17 +95,11 @@ def _decode(path: Path, flags: int) -> np.ndarray:
         raise UserError(f"{path} is empty")
     if _truncated(data):
         raise UserError(f"{path} is damaged: the file ends early")
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error as error:
-        raise UserError(f"cannot decode {path}: {_one_line(error)}") from None
-    if image is None:
-        raise UserError(f"{path} is damaged or not an image that OpenCV reads")
-    return image
+    return data
 
 
 def _truncated(data: bytes) -> bool:
-    """Whether a JPEG or PNG lacks its end; older OpenCV versions would return it half grey, without an error."""
+    """Whether a JPEG or PNG lacks its end; some decoders return such files half grey, without an error."""
     if data.startswith(b"\xff\xd8"):
         return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
     if data.startswith(b"\x89PNG"):
@@ -98,18 +113,6 @@ def _load_npy(path: Path) -> np.ndarray:
     except FileNotFoundError:
         raise UserError(f"file not found: {path}") from None
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"cannot read {path}: {_one_line(error)}") from None
-
-
-def _load_pillow(path: Path) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image)
-    except FileNotFoundError:
-        raise UserError(f"file not found: {path}") from None
-    except UnidentifiedImageError:
-        raise UserError(f"{path} is damaged or not an image file") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # Pillow reports damaged files as any of these
         raise UserError(f"cannot read {path}: {_one_line(error)}") from None
 
 

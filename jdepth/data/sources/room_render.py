@@ -87,6 +87,7 @@ def _shade(scene: Scene, described: Surfaces, hits: Hits) -> tuple[np.ndarray, n
     strength, facing = _received(_LAMP._replace(position=tuple(eye)), point, normal)
     light += np.float32(_LAMP.colour[0]) * strength
     colour *= light + glow
+    colour *= (1 + colour * np.float32(1 / 9)) / (1 + colour)  # highlights roll off, white at 3
     np.sqrt(np.minimum(colour, 1, out=colour), out=colour)  # display encoding, gamma 2
     return colour.reshape(3, height, width).transpose(1, 2, 0), facing.reshape(height, width)
 

@@ -1,0 +1,47 @@
+"""Train, evaluate and predict depth on rendered rooms, from nothing, on a laptop.
+
+Command:  bash launch/local.sh            (or: python -m jdepth.main --config configs/quickstart.py)
+Hardware: 2 CPU cores.
+"""
+
+from jdepth import config, recipe
+
+SIZE = (84, 112)
+ROOMS_SIZE = (90, 120)
+
+
+def get_config():
+    return config.wrap(
+        recipe.released(
+            workdir="runs/quickstart",
+            steps=900,
+            alpha=0.9,
+            task="mldc",
+            batch={"depth": 8, "auxiliary": 8},
+            precision="float32",
+            backbone={"name": "vit_nano14", "train": "full", "lr_ratio": 1.0},
+            decoder={"channels": 32},
+            optimizer={"rate": 1e-3, "warmup_fraction": 0.1},
+            data={
+                "depth": {
+                    "name": "rooms",
+                    "rooms": 2048,
+                    "rooms_size": ROOMS_SIZE,
+                    "augmentation": {"fixed_crop": (), "crop": SIZE},
+                },
+                "auxiliary": {
+                    "name": "rooms",
+                    "split": "auxiliary",
+                    "eval_split": "val",
+                    "rooms": 2048,
+                    "rooms_size": ROOMS_SIZE,
+                    "augmentation": {"scale": (120, 90), "crop": SIZE, "canvas": SIZE},
+                },
+            },
+            evaluate={
+                "split": "val", "protocol": "rooms", "rooms": 64, "batch": 16, "every": 300, "during_limit": 64,
+            },
+            checkpoint={"every": 300},
+            log={"every": 20},
+        )
+    )  # fmt: skip

@@ -1,0 +1,145 @@
+"""What a run would need, from its config alone: no data, no weights, nothing computed on a device."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jdepth import experiment, flops, inputs, step
+from jdepth.data import sources
+from jdepth.errors import UserError
+from jdepth.models import depth_model
+
+Config = Mapping[str, Any]
+# Images of the published evaluation sets, for the evaluation's share where they are absent.
+PUBLISHED_IMAGES = {
+    "nyu": 654, "sun": 5050, "matterport": 19_200, "taskonomy": 498_000, "diode_indoor": 325,
+    "diode_outdoor": 446, "kitti": 652,
+}  # fmt: skip
+# Size of the published evaluation images, likewise.
+PUBLISHED_SIZE = (480, 640)
+
+
+def show(config: Config) -> None:
+    """Print the figures of `figures` and the state of the data."""
+    found = figures(config)
+    for key, value in found.items():
+        print(f"{key:<34} {value}")
+    for line in data_report(config):
+        print(line)
+
+
+def abstract_step(config: Config):
+    """(joint step, abstract state, frozen parameters and batch): everything as shapes."""
+    # The plain kernel's FLOPs are the same, and it can be traced on any machine.
+    model = experiment.build_model({**config, "backbone": {**config["backbone"], "attention": "plain"}})
+    classes = inputs.class_counts(config) if inputs.uses_auxiliary(config) else ()
+    todo = experiment.build_tasks(config, model, classes)
+    scales, settings = experiment.scales(config), experiment.optimizer_settings(config)
+    ratio = config["backbone"]["lr_ratio"] if config["backbone"]["train"] == "full" else None
+    optimizers = step.build_optimizers(todo, scales, settings, ratio)
+    trained = experiment.abstract_params(config, model, todo)
+    frozen = {}
+    if config["backbone"]["train"] == "frozen":
+        backbone = trained.pop("backbone")
+        frozen = {"backbone": jax.eval_shape(lambda t: depth_model.cast_frozen(t, model.backbone.dtype), backbone)}
+    state = jax.eval_shape(lambda p: step.init_state(p, todo, optimizers, scales), trained)
+    joint = step.build(model, todo, optimizers, scales, settings)
+    return model, joint, state, frozen, abstract_batch(config, classes)
+
+
+def abstract_batch(config: Config, classes: tuple[int, ...]) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+    """Shapes of one joint batch."""
+    array = jax.ShapeDtypeStruct
+    crop = config["data"]["depth"]["augmentation"]["crop"]
+    size, number = tuple(int(c) for c in crop), config["batch"]["depth"]
+    batch = {
+        "depth": {
+            "image": array((number, *size, 3), jnp.uint8),
+            "depth": array((number, *size), jnp.float32),
+            "colour": array((number, 5), jnp.float32),
+        }
+    }
+    if classes:
+        number = config["batch"]["auxiliary"]
+        canvas = tuple(int(c) for c in config["data"]["auxiliary"]["augmentation"]["canvas"])
+        batch["auxiliary"] = {
+            "image": array((number, *canvas, 3), jnp.uint8),
+            "valid_size": array((number, 2), jnp.int32),
+            "dataset_id": array((number,), jnp.int32),
+            "photometric": array((number, 5), jnp.float32),
+            **{
+                "mldc": {"classes": array((number, max(classes)), jnp.float32)},
+                "single_label": {"class_id": array((number,), jnp.int32)},
+                "segmentation": {"label": array((number, *canvas), jnp.uint8)},
+                "reconstruction": {},
+            }[config["task"]],
+        }
+    return batch
+
+
+def figures(config: Config) -> dict[str, str]:
+    """Parameters, FLOPs and memory, by name."""
+    model, joint, state, frozen, batch = abstract_step(config)
+    count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))  # noqa: E731
+    size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))  # noqa: E731
+    per_step = flops.count(joint, state, frozen, batch)
+    forward = _forward_flops(config, model, state, frozen)
+    images = min(_evaluation_images(config), config["evaluate"]["during_limit"])
+    times = config["steps"] // config["evaluate"]["every"]
+    share = forward * images * times / (per_step * config["steps"])
+    peak = flops.peak_bytes(joint, state, frozen, batch)
+    return {
+        "backbone": f"{config['backbone']['name']}, {config['backbone']['train']}",
+        "frozen parameters": f"{count(frozen):,} ({count(frozen) / 1e9:.2f} billion)",
+        "trained parameters": f"{count(state.params):,} ({count(state.params) / 1e6:.1f} million)",
+        "FLOPs per joint step": f"{per_step / 1e12:.3f} T  (multiply-add = 2)",
+        "FLOPs of the whole run": f"{per_step * config['steps'] / 1e18:.3f} E",
+        "evaluation while training": f"{share:.2f} × the training's FLOPs ({images} images, {times} times)",
+        "parameters on the device": f"{(size(frozen) + size(state.params)) / 2**30:.2f} GiB",
+        "optimizer states": f"{size(state.optimizers) / 2**30:.2f} GiB",
+        "device memory, estimated": f"{peak / 2**30:.1f} GiB on one device",
+        "checkpoint on disk": f"{(size(state.params) + size(state.optimizers)) / 1e9:.2f} GB",
+    }
+
+
+def _forward_flops(config: Config, model, state, frozen) -> float:
+    size = config["evaluate"]["input_size"] or config["data"]["depth"]["rooms_size"] or PUBLISHED_SIZE
+    image = jax.ShapeDtypeStruct((1, *(int(s) for s in size), 3), jnp.float32)
+    params = {**state.params, **frozen}
+    return flops.count(model, params, image)
+
+
+def _evaluation_images(config: Config) -> int:
+    name = config["data"]["depth"]["name"]
+    if name == "rooms":
+        return config["evaluate"]["rooms"]
+    if not inputs.missing(config):
+        try:
+            return len(inputs.depth_source(config, config["evaluate"]["split"]))
+        except UserError:
+            pass
+    return PUBLISHED_IMAGES.get(name, config["evaluate"]["during_limit"])
+
+
+def data_report(config: Config) -> list[str]:
+    """One line per data set: found, or missing and what to do."""
+    lines = []
+    for name, path in inputs.description_paths(config).items():
+        if path is None:
+            expected = f"{config['data_dir']}/{name}/dataset.json"
+            lines.append(f"data  {name:<16} missing: write {expected} for your copy (README, 'Your own data')")
+        else:
+            lines.append(f"data  {name:<16} found: {path}")
+    given = [config["data"]["depth"]] + ([config["data"]["auxiliary"]] if inputs.uses_auxiliary(config) else [])
+    for part in given:
+        if part["name"] not in sources.DESCRIBED and part["name"] not in sources.MIXTURES:
+            lines.append(f"data  {part['name']:<16} {part['path'] or 'rendered'}")
+    path = config["backbone"]["weights"]
+    if config["backbone"]["train"] == "frozen":
+        from pathlib import Path
+
+        state = "missing: set config.backbone.weights" if not path else "found" if Path(path).exists() else "missing"
+        lines.append(f"weights  {config['backbone']['name']:<13} {state} {path}")
+    return lines

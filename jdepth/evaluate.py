@@ -1,0 +1,154 @@
+"""Score a model on a data set, with the protocol beside the numbers.
+
+    python -m jdepth.evaluate --workdir RUN
+    python -m jdepth.evaluate --checkpoint PATH --dataset NAME [--path DESCRIPTION] [--protocol NAME]
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from jdepth import command_line
+from jdepth.errors import UserError
+
+USAGE = """Score a depth model: AbsRel, SqRel, RMSE, RMSE log, SILog, log10, δ1 to δ3; with a run's auxiliary task
+also mIoU and pixel accuracy, mAP, or accuracy.
+
+  python -m jdepth.evaluate --workdir runs/quickstart
+  python -m jdepth.evaluate --checkpoint runs/quickstart --dataset rooms --split test
+  python -m jdepth.evaluate --checkpoint dinov2_vits14_nyu.safetensors --dataset folder --path my/dataset.json"""
+
+DEPTH_ROW = ("AbsRel", "SqRel", "RMSE", "RMSElog", "SILog", "log10", "d1", "d2", "d3")
+HEADINGS = {"RMSElog": "RMSE log", "d1": "δ1", "d2": "δ2", "d3": "δ3"}
+
+
+def define(values: flags.FlagValues) -> None:
+    """The command's flags."""
+    flags.DEFINE_string("workdir", None, "a run: scored on its own evaluation set", flag_values=values)
+    flags.DEFINE_string("checkpoint", None, "run's workdir or converted weights file", flag_values=values)
+    flags.DEFINE_string("dataset", None, "data set, such as rooms, folder or nyu", flag_values=values)
+    flags.DEFINE_string("path", None, "description file of --dataset=folder", flag_values=values)
+    flags.DEFINE_string("data_dir", "data", "folder of the named data sets", flag_values=values)
+    flags.DEFINE_string("split", "val", "split of --dataset", flag_values=values)
+    flags.DEFINE_string("protocol", None, "evaluation protocol; by default the data set's own", flag_values=values)
+    flags.DEFINE_integer("limit", 0, "at most so many images; 0 = all", lower_bound=0, flag_values=values)
+    flags.DEFINE_integer("batch", 1, "images at once", lower_bound=1, flag_values=values)
+    flags.DEFINE_enum("kind", "best", ["best", "last"], "which checkpoint of a run", flag_values=values)
+    flags.DEFINE_string("backbone", None, "file of the frozen backbone, where the checkpoint lacks it", flag_values=values)
+    flags.DEFINE_string("model", None, "which released model the file is, where that is open", flag_values=values)
+    flags.DEFINE_string("out", None, "JSON file; by default beside the run, or evaluation_DATASET.json", flag_values=values)
+
+
+def main(values: flags.FlagValues, arguments: list[str]) -> int:
+    """Score what the flags name."""
+    command_line.no_arguments(arguments)
+    if bool(values.workdir) == bool(values.checkpoint):
+        raise UserError("give --workdir RUN, or --checkpoint PATH with --dataset NAME")
+    if values.checkpoint and not values.dataset:
+        raise UserError("--dataset: --checkpoint needs a data set, such as --dataset rooms")
+    from jdepth import predictor
+
+    path = values.workdir or values.checkpoint
+    model = predictor.load(path, backbone=values.backbone, model=values.model, kind=values.kind)
+    if values.workdir and model.config is None:
+        raise UserError(f"--workdir: {path} is not a run; use --checkpoint with --dataset for a weights file")
+    result = score_run(model, values) if values.workdir else score_dataset(model, values)
+    out = Path(values.out or _default_out(values, result))
+    try:
+        out.write_text(json.dumps(result, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"--out: cannot write {out}: {error}") from error
+    print(table(result))
+    print(f"written to {out}")
+    return 0
+
+
+def score_run(model, values) -> dict[str, Any]:
+    """The run's own evaluation: full depth protocol, and its auxiliary task on held-out data."""
+    from jdepth import experiment, inputs, scoring
+    from jdepth.data.evaluation import auxiliary_evaluation_batches
+
+    config = model.config
+    source = inputs.depth_source(config, config["evaluate"]["split"])
+    result = _score(model, source, inputs.protocol(config), values)
+    split = config["data"]["auxiliary"]["eval_split"]
+    stream = inputs.auxiliary_stream(config, split) if split else None
+    if stream is not None:
+        task = experiment.build_tasks(config, model.model, stream.classes)[1]
+        scorer = scoring.AuxiliaryScorer(model.model, task, stream.classes)
+        result["auxiliary"] = {"task": task.name, "dataset": config["data"]["auxiliary"]["name"], "split": split}
+        result["auxiliary"] |= scorer.score(
+            model.params, auxiliary_evaluation_batches(stream, values.batch, values.limit or None)
+        )
+    return result
+
+
+def score_dataset(model, values) -> dict[str, Any]:
+    """Depth scores on a named data set."""
+    from jdepth import predictor
+    from jdepth.data import protocols, sources
+
+    options = {}
+    if values.dataset == "rooms":
+        size = (predictor.trained_size(model.config) if model.config else None) or (168, 224)
+        options = {"size": 64, "height": size[0], "width": size[1]}
+    source = sources.open_source(
+        values.dataset, split=values.split, path=values.path, data_dir=values.data_dir, **options
+    )
+    name = values.protocol or (values.dataset if values.dataset in protocols.PROTOCOLS else "whole")
+    protocol = protocols.protocol(name)
+    if model.config and protocol.resize is None:
+        protocol = dataclasses.replace(
+            protocol, resize=predictor.trained_size(model.config), resize_area=model.shrink_by_area
+        )
+    return _score(model, source, protocol, values)
+
+
+def _score(model, source, protocol, values) -> dict[str, Any]:
+    from jdepth import scoring
+    from jdepth.data import protocols
+    from jdepth.data.evaluation import evaluation_batches
+
+    low, high = protocol.prediction_range
+    forward = scoring.depth_forward(model.model, low, min(high, model.max_depth), protocol.flip)
+
+    def batches(size):
+        return evaluation_batches(source, protocol, size, values.limit or None)
+
+    scores = scoring.score_depth(forward, model.params, batches(values.batch))
+    if not scores["images"]:
+        raise UserError(f"data set '{source.name}': no image has a valid pixel under protocol {protocol.name}")
+    return {
+        "model": model.name,
+        "dataset": source.name,
+        "protocol": protocols.describe(protocol),
+        "depth": scores,
+        **scoring.score_constant(batches(1)),
+    }
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The result as text, the protocol above the numbers."""
+    lines = [f"{result['model']} on {result['dataset']}, {result['depth']['images']} images", result["protocol"], ""]
+    lines.append("  ".join(f"{HEADINGS.get(k, k):>8}" for k in DEPTH_ROW))
+    lines.append("  ".join(f"{result['depth'][k]:8.4f}" for k in DEPTH_ROW))
+    lines.append(f"(best constant depth, {result['constant']:.2f} m: AbsRel {result['constant_AbsRel']:.4f})")
+    auxiliary = result.get("auxiliary")
+    if auxiliary:
+        numbers = "  ".join(f"{k} {v:.4f}" for k, v in auxiliary.items() if isinstance(v, float))
+        lines.append(f"{auxiliary['task']} on {auxiliary['dataset']} {auxiliary['split']}: {numbers}")
+    return "\n".join(lines)
+
+
+def _default_out(values, result) -> Path:
+    if values.workdir:
+        return Path(values.workdir) / f"evaluation_{values.kind}.json"
+    return Path(f"evaluation_{result['dataset'].replace('/', '_')}.json")
+
+
+if __name__ == "__main__":
+    command_line.run(main, USAGE, define)

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Run the tests; everything they need is installed into .venv first.
+#
+#   bash launch/test.sh               without PyTorch, without the slow ones
+#   bash launch/test.sh --reference   the comparisons with PyTorch
+#   bash launch/test.sh --slow        everything
+#
+# Further arguments go to pytest.
+set -euo pipefail
+extras=test paths="--ignore=tests/reference" marks="not slow"
+case "${1:-}" in
+--reference) extras=test,reference paths="tests/reference" && shift ;;
+--slow) extras=test,reference paths="tests" marks="" && shift ;;
+esac
+. "$(dirname "$0")/environment.sh" "$extras"
+exec "$PYTHON" -m pytest -q $paths -m "$marks" "$@"

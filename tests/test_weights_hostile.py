@@ -1,0 +1,280 @@
+"""Checkpoints made to harm: every one is refused by one line, and nothing that they ask for happens."""
+
+import builtins
+import collections
+import copyreg
+import io
+import os
+import pickle
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from weights_files import Call, Global, Raw, emit, pickled, write_stream, write_zip
+
+from jdepth import weights
+from jdepth.errors import UserError
+from jdepth.weights import pickle_machine
+from jdepth.weights.torch_objects import KNOWN
+
+
+class Reduced:
+    """Pickles as a call, the way every exploit does."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+def refused(path: Path, sentinel: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        weights.load(path)
+    message = str(caught.value)
+    assert "\n" not in message and path.name in message and len(message) < 700
+    assert not sentinel.exists(), "the file's code ran"
+    return message
+
+
+def files(folder: Path, data: bytes) -> list[Path]:
+    """The same pickle as the object of either container and as a bare file."""
+    (folder / "bare.pth").write_bytes(data)
+    return [write_zip(folder / "zip.pth", Raw(data)), write_stream(folder / "stream.pth", Raw(data)), folder / "bare.pth"]
+
+
+def calls(sentinel: Path) -> dict[str, Reduced]:
+    code = f"open({str(sentinel)!r}, 'w').close()"
+    return {
+        "system": Reduced(os.system, f"touch {sentinel}"),
+        "popen": Reduced(subprocess.Popen, ["touch", str(sentinel)]),
+        "eval": Reduced(builtins.eval, code),
+        "exec": Reduced(builtins.exec, code),
+        "open": Reduced(builtins.open, str(sentinel), "w"),
+        "getattr": Reduced(getattr, Reduced(__import__, "os"), "system"),
+        "import": Reduced(__import__, "os"),
+        "pickle in pickle": Reduced(pickle.loads, pickle.dumps(Reduced(os.system, f"touch {sentinel}"))),
+        "path": Reduced(Path(sentinel).touch),
+        "defaultdict": Reduced(collections.defaultdict, list),
+        "bytearray": Reduced(bytearray, 2**40),
+    }
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("name", calls(Path("x")))
+def test_calls_are_refused_by_name(tmp_path, name, protocol):
+    sentinel = tmp_path / "sentinel"
+    data = pickle.dumps({"state_dict": {}, "meta": calls(sentinel)[name]}, protocol)
+    for path in files(tmp_path, data):
+        assert "refers to" in (message := refused(path, sentinel)), message
+
+
+def test_the_name_is_in_the_message(tmp_path):
+    data = pickle.dumps(Reduced(os.system, "true"), 2)
+    for path in files(tmp_path, data):
+        assert f"{os.system.__module__}.system" in refused(path, tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    "module, name",
+    [
+        ("os", "system"),
+        ("builtins", "getattr"),
+        ("builtins", "object"),
+        ("builtins", "dict.__class__"),
+        ("collections", "OrderedDict.__init__"),
+        ("collections", "OrderedDict.__reduce__.__globals__"),
+        ("torch.storage", "_load_from_bytes"),
+        ("torch.hub", "load"),
+        ("torch", "load"),
+        ("numpy", "load"),
+        ("numpy.testing._private.utils", "runstring"),
+        ("numpy.core.multiarray", "_reconstruct.__class__"),
+        ("jdepth.weights.torch_objects", "KNOWN"),
+        ("os\n", "sys\ttem\x1b[31m"),
+        ("", ""),
+    ],
+)
+def test_names_are_looked_up_never_resolved(tmp_path, module, name):
+    text = b"\x8c" + bytes([len(module)]) + module.encode() + b"\x8c" + bytes([len(name)]) + name.encode()
+    for path in files(tmp_path, b"\x80\x04" + text + b"\x93)R."):
+        message = refused(path, tmp_path / "none")
+        assert "refers to" in message and "\x1b" not in message
+
+
+def test_classic_text_pickle(tmp_path):
+    sentinel = tmp_path / "sentinel"
+    for data in (
+        f"cos\nsystem\n(S'touch {sentinel}'\ntR.",
+        f"(S'touch {sentinel}'\nios\nsystem\n.",
+        f"(cos\nsystem\nS'touch {sentinel}'\no.",
+    ):
+        for path in files(tmp_path, data.encode()):
+            assert "nothing was run" in refused(path, sentinel)
+
+
+ordered = Call(Global("collections", "OrderedDict"), ())
+kind = Call(Global("numpy", "dtype"), ("f8", False, True))
+empty_array = Call(Global("numpy.core.multiarray", "_reconstruct"), (Global("numpy", "ndarray"), (0,), b"b"))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        # Our constructors with arguments they cannot have
+        Call(Global("collections", "OrderedDict"), (3,)),
+        Call(Global("collections", "OrderedDict"), ([[1, 2, 3]],)),
+        Call(Global("collections", "OrderedDict"), ([[[], 2]],)),
+        Call(Global("_codecs", "encode"), ("x", "rot13")),
+        Call(Global("_codecs", "encode"), ("x", "hex")),
+        Call(Global("_codecs", "encode"), (ordered, "latin1")),
+        Call(Global("builtins", "bytes"), (2**40,)),
+        Call(Global("builtins", "set"), (5,)),
+        Call(Global("builtins", "set"), ([[]],)),
+        Call(Global("torch", "Size"), ("abc",)),
+        Call(Global("torch", "Size"), ()),
+        Call(Global("torch", "device"), (ordered,)),
+        Call(Global("torch._utils", "_rebuild_tensor_v2"), ()),
+        Call(Global("torch._utils", "_rebuild_tensor_v2"), (ordered, 0, (1,), (1,), False, ordered)),
+        Call(Global("torch._utils", "_rebuild_tensor"), (Global("torch", "FloatStorage"), 0, (1,), (1,))),
+        Call(Global("torch._utils", "_rebuild_parameter"), (ordered, True, ordered)),
+        Call(Global("torch._utils", "_rebuild_tensor_v3"), (ordered, 0, (1,), (1,), False, ordered, "float32")),
+        # Things that are not functions
+        Call(Global("torch", "FloatStorage"), (2**40,)),
+        Call(Global("torch", "float32"), ()),
+        Call(Global("numpy", "ndarray"), ((2**40,),)),
+        Call(ordered, ()),
+        Call("os.system", ("true",)),
+        Call(Raw(b"N"), ()),
+        # NumPy: objects, structures, sizes
+        Call(Global("numpy", "dtype"), ("O8", False, True)),
+        Call(Global("numpy", "dtype"), ("O", False, True)),
+        Call(Global("numpy", "dtype"), ("V8", False, True)),
+        Call(Global("numpy", "dtype"), ("f8,O", False, True)),
+        Call(Global("numpy", "dtype"), ("M8[ns]", False, True)),
+        Call(Global("numpy", "dtype"), ([("a", "O")], False, True)),
+        Call(Global("numpy", "dtype"), ("f8", False, True), (3, "<", None, ("a",), {"a": 1}, -1, -1, 0)),
+        Call(Global("numpy", "dtype"), ("f8", False, True), (3, "O", None, None, None, -1, -1, 0)),
+        Call(Global("numpy", "dtype"), ("f8", False, True), {"__class__": 1}),
+        Call(Global("numpy.core.multiarray", "scalar"), (kind, b"123")),
+        Call(Global("numpy.core.multiarray", "scalar"), (kind, [1])),
+        Call(Global("numpy.core.multiarray", "scalar"), ("O", b"12345678")),
+        Call(Global("numpy.core.multiarray", "_reconstruct"), (Global("torch", "float32"), (0,), b"b")),
+        Call(Global("numpy.core.multiarray", "_reconstruct"), (Global("numpy", "ndarray"), (2**40,), b"b")),
+        Call(empty_array.function, empty_array.arguments, (1, (2**40,), kind, False, b"")),
+        Call(empty_array.function, empty_array.arguments, (1, (0, 2**47, 2**47), kind, False, b"x")),
+        Call(empty_array.function, empty_array.arguments, (1, (1,), kind, False, [ordered])),
+        Call(empty_array.function, empty_array.arguments, {"__dict__": {}}),
+        # States for what takes none
+        Call(Global("collections", "OrderedDict"), (), ["__class__"]),
+        Call(Global("torch", "Size"), ((1,),), {"__class__": 1}),
+        Call(Global("torch", "device"), ("cpu",), {"x": 1}),
+        Raw(emit({}) + emit({"__class__": 1}) + b"b"),
+        Raw(emit(Global("torch", "FloatStorage")) + emit({"build": 1}) + b"b"),
+        Raw(emit(Global("collections", "OrderedDict")) + emit({"build": Global("torch", "Size")}) + b"b"),
+        # Containers misused
+        Raw(emit({}) + emit([]) + emit(1) + b"s"),
+        Raw(emit(()) + emit(1) + b"a"),
+        Raw(emit("x") + b"(" + emit(1) + b"e"),
+        Raw(emit(Global("torch", "Size")) + emit("name") + emit(1) + b"s"),
+        Raw(emit({}) + b"(" + emit(1) + b"u"),
+        # Persistent ids of other kinds
+        Raw(emit("storage") + b"Q"),
+        Raw(emit(("module", Global("collections", "OrderedDict"), "file.py", "source")) + b"Q"),
+        Raw(emit(("storage", ordered, "0", "cpu", 4)) + b"Q"),
+        Raw(emit(("storage", Global("torch", "FloatStorage"), 0, "cpu", 4)) + b"Q"),
+        Raw(emit(("storage",)) + b"Q"),
+        Raw(b"Pabc\n"),
+        # Opcodes for arbitrary objects
+        Raw(emit(Global("collections", "OrderedDict")) + b")\x81"),
+        Raw(emit(Global("collections", "OrderedDict")) + b")}\x92"),
+        Raw(b"\x97"),
+        Raw(b"\x97\x98"),
+        Raw(b"\x93"),
+        Raw(emit(1) + emit(2) + b"\x93"),
+        # Stack and memo
+        Raw(b"0000"),
+        Raw(b"h\x09"),
+        Raw(b"j\xff\xff\xff\xff"),
+        Raw(b"R"),
+        Raw(b"b"),
+        Raw(b"\x87"),
+        Raw(b"e"),
+        # Declared sizes
+        Raw(b"B\xff\xff\xff\x7fabc"),
+        Raw(b"\x8e\xff\xff\xff\xff\xff\xff\xff\x7fabc"),
+        Raw(b"\x8d\xff\xff\xff\xff\xff\xff\xff\xffabc"),
+        Raw(b"\x96\xff\xff\xff\xff\xff\xff\xff\x0fabc"),
+        Raw(b"\x8b\xff\xff\xff\x7fabc"),
+    ],
+)
+def test_odd_values_are_refused(tmp_path, value):
+    data = pickled({"state_dict": {}, "meta": value})
+    for path in files(tmp_path, data):
+        refused(path, tmp_path / "none")
+
+
+@pytest.mark.parametrize("opcode", [b"\x82\x07", b"\x83\x07\x00", b"\x84\x07\x00\x00\x00"])
+def test_the_extension_registry_is_not_asked(tmp_path, opcode):
+    copyreg.add_extension("os", "system", 7)
+    try:
+        for path in files(tmp_path, b"\x80\x02" + opcode + emit(("true",)) + b"R."):
+            assert "EXT" in refused(path, tmp_path / "none")
+    finally:
+        copyreg.remove_extension("os", "system", 7)
+
+
+def test_a_memo_index_is_only_a_name(tmp_path):
+    # Python's own machine sizes an array by it: 64 GB for this one.
+    content = Raw(b"\x80\x02" + emit({}) + b"r\xff\xff\xff\xff" + b".")
+    assert "no tensor" in refused(write_zip(tmp_path / "a.pth", content), tmp_path / "none")
+
+
+def test_deep_nesting_is_refused_where_it_would_be_hashed(tmp_path):
+    deep = b")" + b"\x85" * 300_000
+    data = b"\x80\x02}" + deep + b"Ns."
+    for path in files(tmp_path, data):
+        assert "tuple as a key" in refused(path, tmp_path / "none")
+    for path in files(tmp_path, b"\x80\x02" + deep + b"."):
+        refused(path, tmp_path / "none")
+
+
+def test_a_list_that_holds_itself_and_doubling_lists_cost_nothing(tmp_path):
+    twice = b"]q\x00h\x00a"  # a list with itself
+    doubling = b"]" + b"".join(b"q\x01](h\x01h\x01e" for _ in range(60))  # 2^60 leaves, 60 lists
+    for content in (twice, doubling):
+        for path in files(tmp_path, b"\x80\x02" + content + b"."):
+            refused(path, tmp_path / "none")
+
+
+def test_too_many_operations(monkeypatch):
+    monkeypatch.setattr(pickle_machine, "MAX_OPCODES", 100)
+    with pytest.raises(pickle_machine.Fault, match="100 operations"):
+        pickle_machine.run(io.BytesIO(b"\x80\x02" + b"N0" * 100 + b"N."), KNOWN)
+
+
+def test_an_enormous_pickle_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights.pytorch_file, "MAX_PICKLE", 1000)
+    for path in files(tmp_path, pickled({"text": "x" * 2000})):
+        refused(path, tmp_path / "none")
+
+
+def test_stream_storage_lists_are_checked(tmp_path):
+    whole = write_stream(tmp_path / "a.pth", {}).read_bytes()
+    assert whole.endswith(pickled([]))
+    for keys in (["0"], [[]], {}, [1], [["0"] * 5]):
+        (tmp_path / "b.pth").write_bytes(whole.removesuffix(pickled([])) + pickled(keys) + struct.pack("<q", 4))
+        refused(tmp_path / "b.pth", tmp_path / "none")
+
+
+def test_reading_imports_neither_torch_nor_jax(tmp_path):
+    write_zip(tmp_path / "a.pth", {"x": Call(Global("torch._utils", "_rebuild_tensor_v2"), ())})
+    script = (
+        "import sys\nfrom jdepth import weights\nfrom jdepth.errors import UserError\n"
+        f"try:\n    weights.load({str(tmp_path / 'a.pth')!r})\nexcept UserError:\n    pass\n"
+        "print([name for name in ('torch', 'jax', 'flax') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,329 @@
+"""Reading PyTorch's containers: exact tensors from honest files, one line about damaged ones."""
+
+import io
+import struct
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from weights_files import WRITERS, Call, Global, Persistent, Raw, Storages, emit, pickled, write_stream, write_zip
+
+from jdepth.errors import UserError
+from jdepth.weights import pytorch_file
+
+both = pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    with pytorch_file.opened(path) as tensors:
+        return {name: tensor.read() for name, tensor in tensors.items()}
+
+
+def failure(path: Path) -> str:
+    """The message of the UserError that reading raises: one line that names the file."""
+    with pytest.raises(UserError) as caught:
+        read(path)
+    message = str(caught.value)
+    assert "\n" not in message and path.name in message and len(message) < 700
+    return message
+
+
+@both
+@pytest.mark.parametrize("dtype", ["f8", "f4", "f2", "i8", "i4", "u1", "b1"])
+def test_every_number_type_is_read_exactly(tmp_path, write, dtype):
+    array = (np.random.default_rng(0).standard_normal((3, 5, 2)) * 100).astype(dtype)
+    found = read(write(tmp_path / "a.pth", {"x": array}))["x"]
+    assert found.dtype == np.dtype(dtype) and np.array_equal(found, array)
+
+
+@both
+def test_bfloat16_is_the_upper_half_of_float32(tmp_path, write):
+    exact = np.array([[1.0, -2.5], [np.inf, 0.0]], np.float32)
+    bits = (exact.view(np.uint32) >> 16).astype(np.uint16)
+    found = read(write(tmp_path / "a.pth", {"x": bits}))["x"]
+    assert found.dtype == np.float32 and np.array_equal(found, exact)
+
+
+@both
+def test_views_share_a_storage_and_keep_strides_and_offsets(tmp_path, write):
+    base = np.arange(24, dtype=np.float32)
+    views = {
+        "transposed": base.reshape(4, 6).T,
+        "step": base[3::5],
+        "inner": base.reshape(2, 3, 4)[1, 1:, :2],
+        "scalar": base[7:8].reshape(()),
+        "repeated": np.broadcast_to(base[4:5], (2, 3)),
+        "empty": base[:0].reshape(0, 3),
+    }
+    found = read(write(tmp_path / "a.pth", views))
+    for name, view in views.items():
+        assert found[name].shape == view.shape and np.array_equal(found[name], view), name
+    with zipfile.ZipFile(write_zip(tmp_path / "b.pth", views)) as archive:
+        assert sum("/data/" in name for name in archive.namelist()) == 1
+
+
+@pytest.mark.parametrize("folder", ["archive", "dinov2_vits14_pretrain", "any name"])
+@pytest.mark.parametrize("byteorder", ["little", "big", None])
+def test_any_folder_and_byte_order(tmp_path, folder, byteorder):
+    array = np.arange(5, dtype=np.float32)
+    assert np.array_equal(read(write_zip(tmp_path / "a.pth", {"x": array}, folder, byteorder))["x"], array)
+
+
+def training_checkpoint(weights: dict[str, np.ndarray]) -> dict:
+    """What an MMCV runner saves: text, NumPy numbers and AdamW's moments beside the weights."""
+    moments = {i: {"step": i, "exp_avg": np.zeros(w.shape, w.dtype)} for i, w in enumerate(weights.values())}
+    group = {"lr": 1e-4, "betas": (0.9, 0.999), "weight_decay": 0.01, "params": list(moments)}
+    number = Call(Global("numpy", "dtype"), ("i8", False, True), (3, "<", *[None] * 3, -1, -1, 0))
+    array = Call(
+        Global("numpy.core.multiarray", "_reconstruct"),
+        (Global("numpy", "ndarray"), (0,), b"b"),
+        (1, (3,), number, False, np.arange(3).tobytes()),
+    )
+    return {
+        "meta": {
+            "epoch": 7,
+            "time": "Mon Mar 27 10:33:21 2023",
+            "config": "a = 1\nb = 2",
+            "best": np.float64(0.0893),
+            "best32": np.float32(0.5),
+            "palette": array,
+            "classes": None,
+            "names": Call(Global("__builtin__", "set"), (["a", "b"],)),
+            "size": Call(Global("torch", "Size"), ((3, 4),)),
+            "device": Call(Global("torch", "device"), ("cuda", 0)),
+            "order": OrderedDict(a=1),
+        },
+        "state_dict": OrderedDict(weights),
+        "optimizer": {"state": moments, "param_groups": [group]},
+    }
+
+
+@both
+def test_meta_and_optimizer_beside_the_weights_are_ignored(tmp_path, write):
+    weights = {"decode_head.a": np.ones((2, 3), np.float32), "decode_head.b": np.arange(4, dtype=np.float32)}
+    found = read(write(tmp_path / "a.pth", training_checkpoint(weights)))
+    assert found.keys() == weights.keys()
+    assert all(np.array_equal(found[name], weights[name]) for name in weights)
+
+
+def test_metadata_of_an_ordered_state_dict_and_parameters_are_understood(tmp_path):
+    storages = Storages()
+    array = np.arange(3, dtype=np.float32)
+    hooks = Call(Global("collections", "OrderedDict"), ())
+    parameter = Call(Global("torch._utils", "_rebuild_parameter"), (storages.tensor(array), True, hooks))
+    content = Call(Global("collections", "OrderedDict"), ([["x", parameter]],), {"_metadata": {"": {"version": 1}}})
+    path = tmp_path / "a.pth"
+    write_zip(path, {"state_dict": content})
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("archive/data/0", array.tobytes())
+    assert np.array_equal(read(path)["x"], array)
+
+
+def test_views_of_storages_in_old_files(tmp_path):
+    array = np.arange(8, dtype=np.float32)
+
+    def view(start: int, count: int) -> Call:
+        identifier = ("storage", Global("torch", "FloatStorage"), "0", "cpu", 8, ("1", start, count))
+        hooks = Call(Global("collections", "OrderedDict"), ())
+        arguments = (Persistent(identifier), 1, (count - 1,), (1,), False, hooks)
+        return Call(Global("torch._utils", "_rebuild_tensor_v2"), arguments)
+
+    assert np.array_equal(read(write_stream(tmp_path / "a.pth", {"base": array, "x": view(2, 4)}))["x"], array[3:6])
+    assert "does not exist" in failure(write_stream(tmp_path / "b.pth", {"base": array, "x": view(5, 4)}))
+
+
+# Files that are something else
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b"", "empty"),
+        (b"hello, this is not a checkpoint", "not a PyTorch checkpoint"),
+        (b"\x00" * 4096, "not a PyTorch checkpoint"),
+        (b"<!DOCTYPE html><html>404</html>", "web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS"),
+        (b"PK\x03\x04 and then nothing", "truncated"),
+        (pickled({"a": 1}), "magic number"),
+        (pickled(0x1950A86A20F9469CFC6C) + pickled(7), "unknown version"),
+    ],
+)
+def test_other_files_are_named_for_what_they_are(tmp_path, content, words):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    assert words in failure(path)
+
+
+def test_missing_file_and_folder(tmp_path):
+    assert "no such file" in failure(tmp_path / "absent.pth")
+    (tmp_path / "folder.pth").mkdir()
+    assert "cannot be read" in failure(tmp_path / "folder.pth")
+
+
+def archive_of(path: Path, *records: tuple[str, bytes], compression: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, data in records:
+            archive.writestr(name, data)
+    return path
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_archives_that_are_no_checkpoints(tmp_path):
+    pickle = ("a/data.pkl", pickled({}))
+    path = tmp_path / "a.pth"
+    assert "no <name>/data.pkl" in failure(archive_of(path, ("a/readme", b"")))
+    assert "no <name>/data.pkl" in failure(archive_of(path, ("../a/data.pkl", pickled({}))))
+    assert "no <name>/data.pkl" in failure(archive_of(path, pickle, ("b/data.pkl", pickled({}))))
+    assert "TorchScript" in failure(archive_of(path, pickle, ("a/constants.pkl", b"")))
+    assert "twice" in failure(archive_of(path, pickle, pickle))
+    assert "compressed" in failure(archive_of(path, pickle, compression=zipfile.ZIP_DEFLATED))
+    assert "byte order" in failure(archive_of(path, pickle, ("a/byteorder", b"middle")))
+
+
+@pytest.mark.parametrize("key", ["../../secret", "/etc/hostname", "1", "0/../0"])
+def test_storage_keys_are_only_looked_up(tmp_path, key):
+    identifier = ("storage", Global("torch", "FloatStorage"), key, "cpu", 4)
+    path = archive_of(tmp_path / "a.pth", ("a/data.pkl", pickled({"x": Persistent(identifier)})), ("a/data/0", bytes(16)))
+    assert "no record" in failure(path)
+
+
+@both
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ([1, 2], "holds a list"),
+        ({"state_dict": 3}, "state_dict is a int"),
+        ({"epoch": 3, "model": {}}, "holds epoch, model; expected named tensors"),
+        ({"state_dict": {"x": 3}}, "not tensors: x"),
+        ({7: np.ones(2, np.float32)}, "holds 7; expected"),
+    ],
+)
+def test_checkpoints_without_named_tensors(tmp_path, write, content, words):
+    assert words in failure(write(tmp_path / "a.pth", content))
+
+
+# Sizes that do not fit
+
+
+def tensor_call(storage: object, *rest: object) -> Call:
+    return Call(Global("torch._utils", "_rebuild_tensor_v2"), (Persistent(storage), *rest, False, emit_ordered()))
+
+
+def emit_ordered() -> Call:
+    return Call(Global("collections", "OrderedDict"), ())
+
+
+@pytest.mark.parametrize("count", [3, 5, 2**40, 2**62, -4, 2**70, True, 4.0, "4"])
+def test_declared_storage_size_must_be_the_records(tmp_path, count):
+    identifier = ("storage", Global("torch", "FloatStorage"), "0", "cpu", count)
+    content = pickled({"x": tensor_call(identifier, 0, (1,), (1,))})
+    failure(archive_of(tmp_path / "a.pth", ("a/data.pkl", content), ("a/data/0", bytes(16))))
+    failure(write_stream(tmp_path / "b.pth", Raw(content)))
+
+
+@pytest.mark.parametrize(
+    "offset, shape, strides",
+    [
+        (0, (5,), (1,)),
+        (1, (4,), (1,)),
+        (0, (2, 2), (3, 1)),
+        (0, (2**40, 2**40), (1, 1)),
+        (-1, (1,), (1,)),
+        (0, (2,), (-1,)),
+        (0, (-2,), (1,)),
+        (0, (2,), (1, 1)),
+        (0, (2,) * 9, (0,) * 9),
+        (0, (2.0,), (1,)),
+        (True, (2,), (1,)),
+        (0, (2**200,), (0,)),
+        (0, "ab", "ab"),
+        (None, (2,), (1,)),
+    ],
+)
+def test_tensors_must_lie_inside_their_storage(tmp_path, offset, shape, strides):
+    identifier = ("storage", Global("torch", "FloatStorage"), "0", "cpu", 4)
+    content = pickled({"x": tensor_call(identifier, offset, shape, strides)})
+    failure(archive_of(tmp_path / "a.pth", ("a/data.pkl", content), ("a/data/0", bytes(16))))
+
+
+def test_a_huge_declared_record_is_refused_before_reading(tmp_path):
+    identifier = ("storage", Global("torch", "FloatStorage"), "0", "cpu", 2**33)
+    content = pickled({"x": tensor_call(identifier, 0, (2**33,), (1,))})
+    path = archive_of(tmp_path / "a.pth", ("a/data.pkl", content), ("a/data/0", bytes(16)))
+    data = path.read_bytes()
+    entry = data.index(b"PK\x01\x02", data.index(b"PK\x01\x02") + 1)
+    size = struct.pack("<I", 2**31)
+    path.write_bytes(data[: entry + 20] + size + size + data[entry + 28 :])
+    failure(path)
+
+
+# Damage
+
+
+def small_checkpoint() -> dict:
+    array = np.arange(12, dtype=np.float32).reshape(3, 4)
+    return training_checkpoint({"a": array, "b": array.T, "c": np.ones(2, np.float16)})
+
+
+@both
+def test_truncated_anywhere(tmp_path, write):
+    data = write(tmp_path / "whole.pth", small_checkpoint()).read_bytes()
+    path = tmp_path / "cut.pth"
+    for length in [*range(0, len(data) - 1, 23), len(data) - 1]:
+        path.write_bytes(data[:length])
+        failure(path)
+
+
+def only_user_errors(path: Path) -> None:
+    try:
+        read(path)
+    except UserError as error:
+        assert "\n" not in str(error) and path.name in str(error)
+
+
+@both
+def test_flipped_bytes_never_raise_anything_else(tmp_path, write):
+    data = write(tmp_path / "whole.pth", small_checkpoint()).read_bytes()
+    generator = np.random.default_rng(1)
+    path = tmp_path / "flipped.pth"
+    for _ in range(300):
+        changed = bytearray(data)
+        for position in generator.integers(0, len(data), generator.integers(1, 4)):
+            changed[position] = generator.integers(0, 256)
+        path.write_bytes(changed)
+        only_user_errors(path)
+
+
+@both
+def test_changed_pickles_inside_a_sound_file_never_raise_anything_else(tmp_path, write):
+    storages = Storages(legacy=write is write_stream)
+    whole = pickled(small_checkpoint(), storages)
+    generator = np.random.default_rng(2)
+    opcodes = np.frombuffer(b"(.0123FIJKLMNPQRSTUVXabcdeghijlopqrstu]})\x85\x86\x87\x88\x89\x8a\x8c\x8f\x93\x94", np.uint8)
+    path = tmp_path / "changed.pth"
+    for _ in range(400):
+        changed = bytearray(whole)
+        for _ in range(generator.integers(1, 4)):
+            position = generator.integers(0, len(changed))
+            if generator.random() < 0.3:
+                del changed[position]
+            else:
+                changed[position] = generator.choice(opcodes)
+        only_user_errors(write(path, Raw(bytes(changed))))
+
+
+def test_flipped_weights_of_a_zip_fail_their_checksum(tmp_path):
+    array = np.full(64, 3.0, np.float32)
+    path = write_zip(tmp_path / "a.pth", {"x": array})
+    data = bytearray(path.read_bytes())
+    data[data.index(array.tobytes()) + 5] ^= 1
+    path.write_bytes(data)
+    assert "CRC" in failure(path)
+
+
+def test_the_first_pickle_of_a_stream_may_be_anything(tmp_path):
+    path = tmp_path / "a.pth"
+    path.write_bytes(io.BytesIO(emit(3) + b".").getvalue())
+    assert "magic number" in failure(path)
