@@ -94,14 +94,21 @@ def figures(config: Config) -> dict[str, str]:
         "backbone": f"{config['backbone']['name']}, {config['backbone']['train']}",
         "frozen parameters": f"{count(frozen):,} ({count(frozen) / 1e9:.2f} billion)",
         "trained parameters": f"{count(state.params):,} ({count(state.params) / 1e6:.1f} million)",
-        "FLOPs per joint step": f"{per_step / 1e12:.3f} T  (multiply-add = 2)",
-        "FLOPs of the whole run": f"{per_step * config['steps'] / 1e18:.3f} E",
+        "FLOPs per joint step": f"{_readable(per_step)}FLOP  (multiply-add = 2)",
+        "FLOPs of the whole run": f"{_readable(per_step * config['steps'])}FLOP",
         "evaluation while training": f"{share:.2f} × the training's FLOPs ({images} images, {times} times)",
         "parameters on the device": f"{(size(frozen) + size(state.params)) / 2**30:.2f} GiB",
         "optimizer states": f"{size(state.optimizers) / 2**30:.2f} GiB",
         "device memory, estimated": f"{peak / 2**30:.1f} GiB on one device",
         "checkpoint on disk": f"{(size(state.params) + size(state.optimizers)) / 1e9:.2f} GB",
     }
+
+
+def _readable(number: float) -> str:
+    for factor, prefix in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G")):
+        if number >= factor:
+            return f"{number / factor:.2f} {prefix}"
+    return f"{number / 1e6:.2f} M"
 
 
 def _forward_flops(config: Config, model, state, frozen) -> float:

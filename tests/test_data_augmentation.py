@@ -81,8 +81,7 @@ def test_nyu_recipe(degrees, flip):
     script = Scripted([0.49, 0.49 if flip else 0.5, 0.6, 0.3, 0.5], degrees)
     result = transforms.augment_depth(item, NYU, script)
 
-    smoothed = item["image"]
-    image, _ = turned(smoothed[45:472, 43:608], degrees, nearest=False)
+    image, _ = turned(item["image"][45:472, 43:608], degrees, nearest=False)
     depth, safe = turned(item["depth"][45:472, 43:608], degrees, nearest=True)
     if flip:
         image, depth, safe = image[:, ::-1], depth[:, ::-1], safe[:, ::-1]
@@ -102,7 +101,8 @@ def test_positive_angle_is_clockwise_and_corners_have_no_depth():
     item["depth"][50, 190] = 9  # right of the centre: clockwise moves it down
     image, depth = geometry.rotate(item["image"], item["depth"], 10.0)
     row, column = np.argwhere(depth == 9)[0]
-    assert row == round(50 + 90 * math.sin(math.radians(10))) and abs(column - (100 + 90 * math.cos(math.radians(10)))) < 1
+    assert row == round(50 + 90 * math.sin(math.radians(10)))
+    assert abs(column - (100 + 90 * math.cos(math.radians(10)))) < 1
     assert depth[0, 0] == 0 and depth[0, -1] == 0 and not image[0, 0].any()
     assert set(np.unique(depth)) == {0, 3, 9}
 
@@ -120,9 +120,8 @@ def test_depth_stays_aligned_with_the_image(counter):
     result = transforms.augment_depth(item, NYU, rng(counter))
     valid = result["depth"] > 0
     code = result["depth"][valid] - 1
-    # Compare away from black corners: where the 3x3 neighbourhood has depth too.
     column, row = code % 1000, code // 1000
-    inside = (result["image"][valid][:, 2] == 128)
+    inside = result["image"][valid][:, 2] == 128  # not blended with the black outside
     image = result["image"][valid].astype(float)
     assert inside.mean() > 0.98
     assert np.abs(image[inside, 0] - column[inside] * 250 / 640).max() <= 1.3
@@ -325,7 +324,7 @@ def test_centre_sample_has_no_randomness():
     np.testing.assert_array_equal(sample["photometric"], transforms.NEUTRAL_PHOTOMETRIC)
 
 
-def test_unlabelled_items_pass(recwarn):
+def test_unlabelled_items_and_bad_canvas():
     item = {"image": noise_item(64, 64)["image"]}
     augmentation = AuxiliaryAugmentation(scale=(64, 64), crop=(32, 32), canvas=(32, 32))
     assert "label" not in transforms.augment_auxiliary(item, augmentation, rng())

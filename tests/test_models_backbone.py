@@ -19,21 +19,22 @@ def count(tree):
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-def initialised(config, size=(42, 42), seed=0):
+def randomised(shapes, seed=1):
+    """NumPy parameters of these shapes, none of them zero or one, so that neither hides a mistake."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: (0.1 + 0.1 * rng.standard_normal(x.shape)).astype(x.dtype), shapes)
+
+
+def prepared(config, size=(42, 42), seed=0):
+    """A backbone, random parameters and two random images."""
     model = VisionTransformer(config)
-    images = jax.random.normal(jax.random.key(seed), (2, *size, 3))
-    return model, model.lazy_init(jax.random.key(seed), images, final_norm=True)["params"], images
+    images = np.random.default_rng(seed).standard_normal((2, *size, 3)).astype(np.float32)
+    shapes = jax.eval_shape(lambda key: model.init(key, images, final_norm=True), jax.random.key(0))["params"]
+    return model, randomised(shapes), images
 
 
 def run(model, params, images, **options):
     return jax.jit(lambda p, x: model.apply({"params": p}, x, **options))(params, images)
-
-
-def shaken(params, seed=1):
-    """Every parameter random, so that no zero or one hides a mistake."""
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return structure.unflatten([x + 0.1 * jax.random.normal(k, x.shape, x.dtype) for x, k in zip(leaves, keys)])
 
 
 # Published files hold one tensor more, the mask token (1, D), which is dropped on loading.
@@ -98,8 +99,8 @@ def test_centre_padding(size, padded, leading):
 
 
 def test_any_size_is_the_padded_image():
-    model, params, _ = initialised(TINY_TABLE)
-    images = jax.random.normal(jax.random.key(5), (1, 51, 40, 3))
+    model, params, _ = prepared(TINY_TABLE)
+    images = np.random.default_rng(5).standard_normal((1, 51, 40, 3)).astype(np.float32)
     a = run(model, params, images)
     b = run(model, params, centre_pad(images))
     np.testing.assert_array_equal(a.taps[1][0], b.taps[1][0])
@@ -108,8 +109,9 @@ def test_any_size_is_the_padded_image():
 
 
 def test_initialisation():
-    _, params, _ = initialised(dataclasses.replace(NANO, registers=4))
-    block = params["blocks_3"]
+    model = VisionTransformer(dataclasses.replace(TINY_TABLE, registers=4, grid=16))
+    params = model.lazy_init(jax.random.key(0), jnp.zeros((1, 28, 28, 3)), final_norm=True)["params"]
+    block = params["blocks_1"]
     for leaf in (block["ls1"]["gamma"], block["ls2"]["gamma"], block["norm1"]["scale"], params["norm"]["scale"]):
         assert (leaf == 1.0).all()
     for leaf in (block["attn"]["qkv"]["bias"], block["mlp"]["fc1"]["bias"], params["patch_embed"]["bias"]):
@@ -123,10 +125,9 @@ def test_initialisation():
 def test_one_patch_by_hand():
     """Embedding of one patch, written out."""
     config = dataclasses.replace(TINY_TABLE, depth=1, taps=(0,), grid=1)
-    model, params, _ = initialised(config, (14, 14))
-    params = shaken(params)
-    params["blocks_0"]["ls1"]["gamma"] = params["blocks_0"]["ls2"]["gamma"] = jnp.zeros(128)
-    image = jax.random.normal(jax.random.key(3), (1, 14, 14, 3))
+    model, params, _ = prepared(config, (14, 14))
+    params["blocks_0"]["ls1"]["gamma"] = params["blocks_0"]["ls2"]["gamma"] = np.zeros(128, np.float32)
+    image = np.random.default_rng(3).standard_normal((1, 14, 14, 3)).astype(np.float32)
     (patches, cls), = run(model, params, image).taps
     expected = jnp.einsum("hwc,hwcd->d", image[0], params["patch_embed"]["kernel"])
     expected = expected + params["patch_embed"]["bias"] + params["pos_embed"][0, 1]
@@ -136,8 +137,7 @@ def test_one_patch_by_hand():
 
 def test_registers_reach_the_image_but_not_the_taps():
     config = dataclasses.replace(TINY_TABLE, registers=4, antialias=True, offset=0.0)
-    model, params, images = initialised(config)
-    params = shaken(params)
+    model, params, images = prepared(config)
     out = run(model, params, images, final_norm=True)
     assert out.taps[0][0].shape == (2, 3, 3, 128) and out.tokens.shape == (2, 1 + 4 + 9, 128)
     changed = params | {"register_tokens": -params["register_tokens"]}
@@ -146,9 +146,9 @@ def test_registers_reach_the_image_but_not_the_taps():
 
 def test_swiglu_gates_with_the_first_half():
     config = dataclasses.replace(TINY_TABLE, ffn="swiglu", hidden=6)
-    x = jax.random.normal(jax.random.key(0), (3, 128))
+    x = np.random.default_rng(0).standard_normal((3, 128)).astype(np.float32)
     module = SwiGlu(config, jnp.float32)
-    params = shaken(module.init(jax.random.key(1), x))["params"]
+    params = randomised(jax.eval_shape(module.init, jax.random.key(1), x))["params"]
     both = x @ params["w12"]["kernel"] + params["w12"]["bias"]
     gate, value = both[:, :6], both[:, 6:]
     expected = (gate / (1 + jnp.exp(-gate)) * value) @ params["w3"]["kernel"] + params["w3"]["bias"]
@@ -158,8 +158,9 @@ def test_swiglu_gates_with_the_first_half():
 def test_qkv_order():
     """Columns are q, k, v; each holds its heads one after another."""
     module = Attention(TINY_TABLE, jnp.float32, "plain")
-    x = jax.random.normal(jax.random.key(0), (1, 5, 128))
-    params = shaken(module.init(jax.random.key(1), x, ((1, 5),)))["params"]
+    x = np.random.default_rng(0).standard_normal((1, 5, 128)).astype(np.float32)
+    shapes = jax.eval_shape(lambda key: module.init(key, x, ((1, 5),)), jax.random.key(1))
+    params = randomised(shapes)["params"]
     qkv = np.asarray(x[0] @ params["qkv"]["kernel"] + params["qkv"]["bias"], np.float64)
     out = np.zeros((5, 128))
     for head in range(2):
@@ -172,10 +173,10 @@ def test_qkv_order():
 
 def test_packed_batches_equal_separate_calls(x64):
     config = dataclasses.replace(TINY_TABLE, registers=4, antialias=True, offset=0.0)
-    model, params, _ = initialised(config)
-    params = jax.tree.map(lambda x: x.astype(jnp.float64), shaken(params))
+    model, params, _ = prepared(config)
+    params = jax.tree.map(lambda x: x.astype(np.float64), params)
     batches = tuple(
-        jax.random.normal(jax.random.key(i), (n, *size, 3), jnp.float64)
+        np.random.default_rng(i).standard_normal((n, *size, 3))
         for i, (n, size) in enumerate([(2, (42, 42)), (1, (56, 30)), (3, (28, 28))])
     )
     packed = run(model, params, batches, final_norm=True)
@@ -209,7 +210,7 @@ def test_float64_stays_float64(x64):
 
 def test_bfloat16_precision_policy():
     """Taps leave in bfloat16; the residual stream between two products with it is float32."""
-    _, params, images = initialised(TINY_TABLE)
+    _, params, images = prepared(TINY_TABLE)
     exact = run(VisionTransformer(TINY_TABLE), params, images, final_norm=True)
     model = VisionTransformer(TINY_TABLE, jnp.bfloat16)
     frozen = cast_frozen(params, jnp.bfloat16)
@@ -223,7 +224,7 @@ def test_bfloat16_precision_policy():
 
 def test_bfloat16_weights_and_float32_weights_agree():
     """A cast backbone computes exactly what an uncast one does in the same `dtype`."""
-    _, params, images = initialised(TINY_TABLE)
+    _, params, images = prepared(TINY_TABLE)
     model = VisionTransformer(TINY_TABLE, jnp.bfloat16)
     a = run(model, params, images).taps[1][0]
     b = run(model, cast_frozen(params, jnp.bfloat16), images).taps[1][0]
@@ -231,7 +232,7 @@ def test_bfloat16_weights_and_float32_weights_agree():
 
 
 def test_cast_frozen():
-    _, params, _ = initialised(dataclasses.replace(TINY_TABLE, registers=4))
+    _, params, _ = prepared(dataclasses.replace(TINY_TABLE, registers=4))
     frozen = cast_frozen(params, jnp.bfloat16)
     half = {"/".join(k.key for k in path) for path, x in jax.tree_util.tree_leaves_with_path(frozen) if x.dtype == jnp.bfloat16}
     expected = {"patch_embed"} | {f"blocks_{i}/{name}" for i in (0, 1) for name in ("attn/qkv", "attn/proj", "mlp/fc1", "mlp/fc2")}
@@ -241,8 +242,7 @@ def test_cast_frozen():
 
 def test_gradient_reaches_every_parameter():
     config = dataclasses.replace(TINY_TABLE, registers=4, antialias=True, offset=0.0)
-    model, params, images = initialised(config, (56, 42))
-    params = shaken(params)
+    model, params, images = prepared(config, (56, 42))
 
     def loss(p):
         out = model.apply({"params": p}, images, final_norm=True)

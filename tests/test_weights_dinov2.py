@@ -196,7 +196,7 @@ def test_long_lists_are_cut(tmp_path):
     tensors = empty_tensors(backbone_shapes("s"))
     kept = {name: tensors[name] for name in ("cls_token", "norm.weight")}
     message = failure(write_zip(tmp_path / "a.pth", kept))
-    assert "171 missing" in message and "and 165 more" in message and len(message) < 700
+    assert "172 missing" in message and "and 166 more" in message and len(message) < 700
 
 
 def test_other_widths_and_models(tmp_path):
@@ -207,6 +207,7 @@ def test_other_widths_and_models(tmp_path):
         ({"fc.weight": zeros}, "unknown model (fc.weight)"),
         ({"pretrained.cls_token": zeros, "depth_head.x": zeros}, "Depth Anything"),
         ({"decode_head.conv_depth.weight": zeros}, "linear depth head"),
+        ({"neck.convs.0.weight": zeros, "backbone.embeddings.cls_token": zeros}, "Hugging Face depth model"),
         ({}, "no tensor"),
     ):
         assert words in failure(write_zip(tmp_path / "b.pth", names))

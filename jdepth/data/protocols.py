@@ -82,7 +82,8 @@ PROTOCOLS = {
 def protocol(name: str) -> Protocol:
     """The named protocol; UserError for an unknown name."""
     if name not in PROTOCOLS:
-        raise UserError(f"unknown evaluation protocol '{name}'{closest(name, PROTOCOLS)}; known: {', '.join(PROTOCOLS)}")
+        known = ", ".join(PROTOCOLS)
+        raise UserError(f"unknown evaluation protocol '{name}'{closest(name, PROTOCOLS)}; known: {known}")
     return PROTOCOLS[name]
 
 

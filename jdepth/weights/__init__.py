@@ -98,9 +98,10 @@ def _opened(file: Path) -> Iterator[tuple[Mapping[str, FileTensor], Mapping[str,
 
 
 def _load_foreign(tensors: Mapping[str, FileTensor], file: Path, model: str | None) -> Weights:
+    whole_model = any(name.startswith("neck.") for name in tensors)
     if dinov2_dpt.recognise(tensors):
         family = dinov2_dpt
-    elif dinov2.recognise(tensors):
+    elif dinov2.recognise(tensors) and not whole_model:
         family = dinov2
     else:
         raise UserError(f"{file}: {_what_else(tensors)}; expected a DINOv2 backbone or DPT depth head")
@@ -113,4 +114,6 @@ def _what_else(tensors: Mapping[str, FileTensor]) -> str:
         return "holds a linear depth head, which is not supported"
     if any(name.startswith("pretrained.") for name in tensors):
         return "holds a Depth Anything model, which is not supported"
+    if any(name.startswith("neck.") for name in tensors):
+        return "holds a Hugging Face depth model, which is not supported: take the official head and join its backbone"
     return f"holds {len(tensors)} tensors of an unknown model ({listed(tensors)})" if tensors else "holds no tensor"

@@ -42,7 +42,8 @@ class Folder:
         self.read = tuple(described if read is None else (read,) if isinstance(read, str) else read)
         for kind in self.read:
             if kind not in described:
-                raise UserError(f"{self._description.path}: '{self.name}' has no {kind}; it has: {described or 'images'}")
+                has = " and ".join(described) or "images only"
+                raise UserError(f"{self._description.path}: '{self.name}' has no {kind}; it has {has}")
         label, depth = self._description.label, self._description.depth
         self.classes = label.classes if label is not None else ()
         self._class_ids = _class_table(label) if "label" in self.read else None

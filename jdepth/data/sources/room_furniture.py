@@ -183,7 +183,7 @@ def floor_lamp(rng, labels, add) -> Piece:
     else:
         piece.spheres.append(Sphere((0, 0, tall - 0.1), 0.14, cloth, label))
     if lit:
-        piece.lights.append(Light((0, 0, tall - 0.12), materials.darker(tint, 0.5), 1.0))
+        piece.lights.append(Light((0, 0, tall - 0.12), materials.darker(tint, 0.3), 1.0))
     return piece
 
 

@@ -145,7 +145,7 @@ def _grain(x: np.ndarray, y: np.ndarray, footprint: np.ndarray) -> np.ndarray:
 # Palettes. `rng` is a numpy Generator; sizes are those of the building trade, so that a pattern tells the scale.
 
 
-def shade(rng, hue=(0.0, 1.0), saturation=(0.05, 0.4), value=(0.3, 0.8)) -> Colour:
+def shade(rng, hue=(0.0, 1.0), saturation=(0.05, 0.4), value=(0.4, 0.8)) -> Colour:
     """A random colour within ranges of hue, saturation and value."""
     return colorsys.hsv_to_rgb(rng.uniform(*hue) % 1.0, rng.uniform(*saturation), rng.uniform(*value))
 
@@ -155,7 +155,7 @@ def darker(colour: Colour, factor: float) -> Colour:
     return tuple(factor * c for c in colour)
 
 
-def wood(rng, dark=(0.15, 0.55)) -> Material:
+def wood(rng, dark=(0.28, 0.6)) -> Material:
     """Smooth wooden surface with a grain along v."""
     return Material(shade(rng, (0.05, 0.1), (0.45, 0.7), dark), grain=0.14, grain_size=(0.006, 0.06))
 
@@ -167,12 +167,12 @@ def plain(colour: Colour, grain=0.03) -> Material:
 
 def fabric(rng) -> Material:
     """Cloth: plain, striped or checked."""
-    base = shade(rng, saturation=(0.1, 0.65), value=(0.15, 0.75))
+    base = shade(rng, saturation=(0.1, 0.6), value=(0.3, 0.75))
     cloth = Material(base, grain=0.1, grain_size=(0.008, 0.008))
     draw = rng.random()
     if draw < 0.55:
         return cloth
-    second = shade(rng, saturation=(0.1, 0.6), value=(0.15, 0.8))
+    second = shade(rng, saturation=(0.1, 0.6), value=(0.2, 0.8))
     if draw < 0.8:
         return cloth._replace(second=second, period=(0.12, 1.0), line=(0.4, 0.0))
     return cloth._replace(second=second, period=(0.2, 0.2), line=(0.5, 0.5), cross=2.0)
@@ -180,7 +180,7 @@ def fabric(rng) -> Material:
 
 def glossy_tiles(rng, size: float) -> Material:
     """Square tiles of about `size` metres with light or dark joints."""
-    base = shade(rng, saturation=(0.0, 0.35), value=(0.3, 0.85))
+    base = shade(rng, saturation=(0.0, 0.35), value=(0.45, 0.8))
     joint = darker(base, rng.uniform(0.35, 0.6)) if rng.random() < 0.6 else (0.75, 0.75, 0.72)
     return Material(base, joint, (size, size), (0.006 / size + 0.02,) * 2, tint=0.12, grain=0.04)
 
@@ -191,7 +191,7 @@ def floor(rng, wet: bool) -> Material:
     if wet:
         draw = 0.45 + 0.4 * draw
     if draw < 0.45:
-        base = shade(rng, (0.05, 0.1), (0.4, 0.7), (0.2, 0.6))
+        base = shade(rng, (0.05, 0.1), (0.4, 0.7), (0.3, 0.6))
         return Material(base, darker(base, 0.4), (1.2, 0.14), (0.006, 0.05), shift=0.37, tint=0.3, grain=0.12,
                         grain_size=(0.06, 0.006))
     if draw < 0.7:
@@ -202,7 +202,7 @@ def floor(rng, wet: bool) -> Material:
         dark = shade(rng, saturation=(0.0, 0.4), value=(0.08, 0.3))
         return Material(light, dark, (size, size), (0.5, 0.5), 2.0, grain=0.08)
     if draw < 0.95:
-        base = shade(rng, saturation=(0.05, 0.5), value=(0.2, 0.6))
+        base = shade(rng, saturation=(0.05, 0.5), value=(0.3, 0.65))
         return Material(base, darker(base, 0.75), (0.5, 0.5), (0.5, 0.5), 2.0, grain=0.2, grain_size=(0.012, 0.012))
     return Material(shade(rng, saturation=(0.0, 0.1), value=(0.3, 0.55)), (0.15,) * 3, (1.0, 1.0), (0.01, 0.01),
                     grain=0.15, grain_size=(0.015, 0.015))
@@ -210,7 +210,7 @@ def floor(rng, wet: bool) -> Material:
 
 def wall(rng, wet: bool) -> Material:
     """Wall covering: paint, striped or dotted wallpaper, bricks, tiles or panels, mostly with a skirting board."""
-    paint = shade(rng, saturation=(0.03, 0.35), value=(0.5, 0.85))
+    paint = shade(rng, saturation=(0.03, 0.35), value=(0.55, 0.8))
     skirting = (0.75, 0.74, 0.7) if rng.random() < 0.5 else shade(rng, (0.05, 0.1), (0.4, 0.7), (0.12, 0.4))
     finish = Material(paint, grain=0.07, grain_size=(0.012, 0.012), band=0.1, band_colour=skirting)
     draw = rng.random()

@@ -20,7 +20,7 @@ class Render(NamedTuple):
     facing: np.ndarray
 
 
-_LAMP = Light((0, 0, 0), (0.3, 0.3, 0.3), 1.6)  # small lamp on the camera itself
+_LAMP = Light((0, 0, 0), (2.0, 2.0, 2.0), 1.2)  # flash on the camera, of the same strength in every room
 _SHADOW = 0.3  # metres over which the dark patch under an object fades out
 
 

@@ -38,11 +38,11 @@ KINDS = {
     "corridor": Kind(0.1, (1.2, 1.9), (3.5, 9.0), False, (
         (_f.cabinet, 0.4, True), (_f.floor_lamp, 0.3, True), (_f.chair, 0.3, True), (_f.ball, 0.3, False),
         (_f.crate, 0.3, False))),
-    "bedroom": Kind(0.25, (2.5, 3.6), (3.0, 4.6), False, (
+    "bedroom": Kind(0.22, (2.5, 3.6), (3.0, 4.6), False, (
         (_f.bed, 1.0, True), (_f.cabinet, 0.7, True), (_f.cabinet, 0.4, True), (_f.floor_lamp, 0.5, True),
         (_f.table, 0.3, True), (_f.sofa, 0.3, True), (_f.chair, 0.4, False), (_f.ball, 0.5, False),
         (_f.crate, 0.2, False))),
-    "living": Kind(0.23, (3.0, 4.8), (3.6, 6.5), False, (
+    "living": Kind(0.22, (3.0, 4.8), (3.6, 6.5), False, (
         (_f.sofa, 1.0, True), (_f.sofa, 0.5, True), (_f.shelf, 0.7, True), (_f.cabinet, 0.4, True),
         (_f.table, 0.7, False), (_f.floor_lamp, 0.7, True), (_f.chair, 0.4, False), (_f.ball, 0.6, False),
         (_f.bed, 0.15, True))),
@@ -50,7 +50,7 @@ KINDS = {
         (_f.table, 1.0, False), (_f.chair, 1.0, False), (_f.chair, 0.9, False), (_f.chair, 0.8, False),
         (_f.cabinet, 0.9, True), (_f.cabinet, 0.6, True), (_f.cabinet, 0.4, True), (_f.ball, 0.4, False),
         (_f.floor_lamp, 0.2, True))),
-    "hall": Kind(0.16, (4.8, 8.5), (6.5, 10.0), False, (
+    "hall": Kind(0.2, (5.0, 8.5), (7.0, 10.0), False, (
         (_f.pillar, 0.5, False), (_f.pillar, 0.3, False), (_f.sofa, 0.5, True), (_f.table, 0.7, False),
         (_f.table, 0.6, False), (_f.chair, 0.8, False), (_f.chair, 0.7, False), (_f.chair, 0.5, False),
         (_f.cabinet, 0.5, True), (_f.shelf, 0.5, True), (_f.bed, 0.4, True), (_f.ball, 0.7, False),
@@ -71,7 +71,7 @@ def compose(rng: np.random.Generator) -> Scene:
     tall = rng.uniform(2.3, 2.7) if max(sides) < 5 else rng.uniform(2.5, 3.2)
     size = (float(sides[0]), float(sides[1]), float(tall))
 
-    level = rng.uniform(0.22, 0.34)
+    level = rng.uniform(0.14, 0.2)
     scene = Scene(size, (0, 0, 0, 0, 1, 2), (level * rng.uniform(0.92, 1.08), level, level * rng.uniform(0.88, 1.08)))
     add = _filing(scene)
     add(materials.wall(rng, kind.wet))
@@ -193,7 +193,7 @@ def _window(rng, scene: Scene, spot, half, low, high, day, add) -> None:
     piece.box(-half - 0.1, half + 0.1, -0.12, 0.02, low - 0.09, low - 0.06, frame, label)
     if day:
         # The light stands just outside, so that it reaches the room but not the wall around the window.
-        piece.lights.append(Light((0, 0.3, (low + high) / 2), materials.darker(sky, 0.9 * half + 0.3), 2.0))
+        piece.lights.append(Light((0, 0.3, (low + high) / 2), materials.darker(sky, 0.5 * half + 0.2), 2.0))
     furniture.place(scene, piece, *_wall_spot(scene, *spot, 0.02))
 
 
@@ -255,7 +255,7 @@ def _ornament(rng, scene: Scene, piece, x, y, yaw, add) -> None:
     lamp.cylinders.append(Cylinder((0, 0, 0.09), 0.05, 0.09, foot, label))
     lamp.spheres.append(Sphere((0, 0, 0.27), 0.11, globe, label))
     if lit:
-        lamp.lights.append(Light((0, 0, 0.3), materials.darker(tint, 0.35), 0.8))
+        lamp.lights.append(Light((0, 0, 0.3), materials.darker(tint, 0.25), 0.8))
     furniture.place(scene, lamp, x, y, yaw, lift=top)
 
 
@@ -292,7 +292,7 @@ def _lights(rng, scene: Scene, add) -> None:
             lamp.spheres.append(Sphere((0, 0, -drop), 0.16, globe, label))
         else:
             lamp.cylinders.append(Cylinder((0, 0, -0.04), 0.17, 0.04, globe, label))
-        lamp.lights.append(Light((0, 0, -drop - 0.2), materials.darker(tint, rng.uniform(0.35, 0.9)), 2.2))
+        lamp.lights.append(Light((0, 0, -drop - 0.2), materials.darker(tint, rng.uniform(0.25, 0.5)), 2.2))
         furniture.place(scene, lamp, x, y, 0.0, lift=tall)
     scene.lights.sort(key=lambda light: -sum(light.colour) * light.reach)
     del scene.lights[4:]
@@ -327,7 +327,7 @@ def _camera(rng, scene: Scene) -> Camera:
         closest, typical = views.min(), np.median(views)
         if closest > 0.35 and typical > 0.7:
             # A blank wall at arm's length is a rare picture; a view into the room is a common one.
-            if typical > 1.3 or rng.random() < 0.35:
+            if typical > 1.3 or rng.random() < 0.55:
                 return camera
         if closest > best_view:
             best, best_view = camera, closest
