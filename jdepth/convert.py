@@ -56,7 +56,7 @@ def _join(head: weights.Weights, backbone: weights.Weights, source: str | Path, 
         raise UserError(f"{source}: holds its backbone already; leave --backbone out")
     if head.info.backbone != backbone.info.backbone:
         raise UserError(
-            f"{path}: holds {backbone.info.backbone}, but the depth head of {source} was trained on {head.info.backbone}"
+            f"{path}: holds {backbone.info.backbone}, but {source} was trained on {head.info.backbone}; give that"
         )
     info = replace(head.info, source=f"{head.info.source} + {backbone.info.source}")
     return weights.Weights({"backbone": backbone.params["backbone"], **head.params}, info)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from jax.extend import core
 
 
@@ -42,12 +43,18 @@ def _equation_flops(equation) -> float:
 
 
 def _convolution_flops(equation) -> float:
-    """2 × output elements × kernel elements per output; zeros put in by dilation are not counted."""
-    kernel, out = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
-    numbers = equation.params["dimension_numbers"]
-    per_output = math.prod(kernel) / kernel[numbers.rhs_spec[0]]
-    dilation = math.prod(equation.params["lhs_dilation"])
-    return 2.0 * math.prod(out) * per_output / dilation
+    """2 × products of a kernel entry with a real input; zeros of padding and dilation are not counted."""
+    source, kernel, out = (v.aval.shape for v in (*equation.invars[:2], equation.outvars[0]))
+    given, numbers = equation.params, equation.params["dimension_numbers"]
+    pairs = 1
+    for axis, (i, k, o) in enumerate(zip(numbers.lhs_spec[2:], numbers.rhs_spec[2:], numbers.out_spec[2:], strict=True)):
+        # Where each pair of an output and a kernel entry reads, on the input's dilated axis.
+        place = np.arange(out[o])[:, None] * given["window_strides"][axis] - given["padding"][axis][0]
+        place = place + np.arange(kernel[k]) * given["rhs_dilation"][axis]
+        between = given["lhs_dilation"][axis]
+        pairs *= np.sum((place >= 0) & (place % between == 0) & (place < source[i] * between))
+    batch, features = (out[d] for d in numbers.out_spec[:2])
+    return 2.0 * int(pairs) * batch * features * kernel[numbers.rhs_spec[1]]
 
 
 def _inner_jaxprs(equation):

@@ -11,7 +11,7 @@ from jdepth.models import attention
 
 
 def qkv(dtype, seed=0):
-    return tuple(jax.random.normal(key, (2, 7, 3, 8)).astype(dtype) for key in jax.random.split(jax.random.key(seed), 3))
+    return tuple(jnp.asarray(x, dtype) for x in np.random.default_rng(seed).standard_normal((3, 2, 7, 3, 8)))
 
 
 def by_hand(q, k, v):
@@ -23,15 +23,14 @@ def by_hand(q, k, v):
 def test_plain(x64):
     for dtype, tolerance in ((jnp.float64, 1e-13), (jnp.float32, 1e-5), (jnp.bfloat16, 0.03)):
         q, k, v = qkv(dtype)
-        out = attention.plain(q, k, v)
+        out = jax.jit(attention.plain)(q, k, v)
         assert out.dtype == dtype
         np.testing.assert_allclose(np.asarray(out, np.float64), by_hand(q, k, v), atol=tolerance)
 
 
 def test_softmax_statistics_are_float32_in_bfloat16():
-    """256 and 257 are one number in bfloat16; as float32 logits they give weights 0.27 and 0.73."""
-    q = jnp.asarray([16.0, 1.0], jnp.bfloat16).reshape(1, 1, 1, 2) * 2.0**0.5
-    q = q.astype(jnp.bfloat16)
+    """Logits near 256 and 257 are one number in bfloat16; kept apart they weigh 0.27 and 0.73."""
+    q = jnp.asarray([16.0 * 2**0.5, 2**0.5], jnp.bfloat16).reshape(1, 1, 1, 2)
     k = jnp.asarray([[16.0, 0.0], [16.0, 1.0]], jnp.bfloat16).reshape(1, 2, 1, 2)
     v = jnp.asarray([0.0, 1.0], jnp.bfloat16).reshape(1, 2, 1, 1)
     v = jnp.concatenate([v, v], -1)

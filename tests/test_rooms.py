@@ -27,7 +27,7 @@ def backproject(source, scene, depth):
 
 
 def surface_distance(scene, points):
-    """Distance (N, P) of P points to the surface of each object of a scene and to the room's shell, with labels (N,)."""
+    """Distance (N, P) of P points to the room's planes and to each object's surface, with labels (N,)."""
     size = np.asarray(scene.size)
     rows, labels = [], []
     for axis in range(3):
@@ -54,8 +54,8 @@ def surface_distance(scene, points):
     return np.stack(rows), np.array(labels)
 
 
-def first_surface(source, scene, steps=400):
-    """Depth (H, W) by marching: brute force over every object and pixel in float64, without any bounds."""
+def first_surface(source, scene):
+    """Depth (H, W) by brute force over every face of every object and every pixel, in float64."""
     fx, fy, cx, cy = source.intrinsics
     y, x = np.mgrid[: source.height, : source.width]
     rays = np.stack([(x - cx) / fx, (y - cy) / fy, np.ones(x.shape)], -1).reshape(-1, 3) @ scene.camera.rotation
@@ -232,10 +232,9 @@ def test_same_item_twice_in_another_process_and_any_order():
 
 
 def test_splits_seeds_and_indices_are_different_rooms():
-    pictures = [Rooms(split=s, size=2, seed=k, **SMALL)[i]["image"].tobytes() for s in SPLITS for k in (0, 1) for i in (0, 1)]
-    assert len(set(pictures)) == len(pictures)
-    identifiers = {Rooms(split=s, size=2, seed=k).item_id(i) for s in SPLITS for k in (0, 1) for i in (0, 1)}
-    assert len(identifiers) == len(pictures)
+    sources = [Rooms(split=split, size=2, seed=seed, **SMALL) for split in SPLITS for seed in (0, 1)]
+    assert len({source[i]["image"].tobytes() for source in sources for i in (0, 1)}) == 2 * len(sources)
+    assert len({source.item_id(i) for source in sources for i in (0, 1)}) == 2 * len(sources)
 
 
 def test_a_room_is_the_same_at_every_resolution():
@@ -287,7 +286,8 @@ def many():
     """Depth (N, H, W) and labels of 400 training rooms and depth of 64 validation rooms at 42 x 56."""
     train, val = Rooms(size=400, cache=False, **SMALL), Rooms(split="val", size=64, cache=False, **SMALL)
     items = [train[i] for i in range(400)]
-    return np.stack([x["depth"] for x in items]), np.stack([x["label"] for x in items]), np.stack([val[i]["depth"] for i in range(64)])
+    depth, label = (np.stack([item[key] for item in items]) for key in ("depth", "label"))
+    return depth, label, np.stack([val[i]["depth"] for i in range(64)])
 
 
 def absrel(prediction, depth):

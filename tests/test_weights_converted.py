@@ -64,7 +64,9 @@ def test_the_file_is_plain_safetensors(params, tmp_path):
     with safe_open(path, framework="np") as file:
         assert json.loads(file.metadata()["jdepth"])["max_depth"] == 10.0
     found = load_file(path)
-    assert np.array_equal(found["backbone/blocks_3/attn/qkv/kernel"], params["backbone"]["blocks_3"]["attn"]["qkv"]["kernel"])
+    assert np.array_equal(
+        found["backbone/blocks_3/attn/qkv/kernel"], params["backbone"]["blocks_3"]["attn"]["qkv"]["kernel"]
+    )
 
 
 def test_half_precision_device_arrays_are_stored_as_float32(params, tmp_path):
@@ -115,7 +117,11 @@ def test_interruption_leaves_everything_as_it_was(params, tmp_path, monkeypatch)
 
 def test_destinations(params, tmp_path):
     (tmp_path / "folder.safetensors").mkdir()
-    for name, words in (("a.pth", "ends in"), ("absent/a.safetensors", "no such folder"), ("folder.safetensors", "a folder")):
+    for name, words in (
+        ("a.pth", "ends in"),
+        ("absent/a.safetensors", "no such folder"),
+        ("folder.safetensors", "a folder"),
+    ):
         with pytest.raises(UserError, match=words):
             weights.save(tmp_path / name, params, INFO)
 
@@ -146,6 +152,7 @@ def test_a_tree_that_is_not_what_it_says_is_not_written(params, tmp_path):
         ({"channels": True}, "channels = True"),
         ({"licence": None}, "licence = None"),
         ({"more": 1}, "incomplete"),
+        ({"source": "a\nb"}, "control characters"),
     ],
 )
 def test_metadata_is_checked(params, tmp_path, change, words):

@@ -104,7 +104,12 @@ def test_values_and_layout(small, tmp_path, write):
     kernel, file_kernel = tree["patch_embed"]["kernel"], small["patch_embed.proj.weight"]
     assert kernel.shape == (14, 14, 3, 384) and kernel[2, 5, 1, 30] == file_kernel[30, 1, 2, 5]
     assert np.array_equal(kernel, np.moveaxis(file_kernel, (2, 3, 1, 0), (0, 1, 2, 3)))
-    for key, source in (("attn/qkv", "attn.qkv"), ("attn/proj", "attn.proj"), ("mlp/fc1", "mlp.fc1"), ("mlp/fc2", "mlp.fc2")):
+    for key, source in (
+        ("attn/qkv", "attn.qkv"),
+        ("attn/proj", "attn.proj"),
+        ("mlp/fc1", "mlp.fc1"),
+        ("mlp/fc2", "mlp.fc2"),
+    ):
         layer = block[key.split("/")[0]][key.split("/")[1]]
         assert np.array_equal(layer["kernel"], small[f"{name}.{source}.weight"].T), key
         assert np.array_equal(layer["bias"], small[f"{name}.{source}.bias"]), key
@@ -159,6 +164,8 @@ def test_shards_of_a_folder(small, small_file, tmp_path):
     index.write_text(json.dumps({"weight_map": {"a": "absent.safetensors"}}))
     with pytest.raises(UserError, match="absent.safetensors: no such file"):
         weights.load(index)
+    index.write_text("[]")
+    assert "no weight_map" in failure(index)
     index.write_text("{")
     assert "damaged" in failure(index)
 

@@ -14,7 +14,9 @@ from jdepth.weights import dinov2_dpt
 WIDTHS = {"s": 384, "b": 768, "l": 1024, "g": 1536}
 
 
-@pytest.mark.parametrize("letter, scene, farthest", [*((letter, "nyu", 10.0) for letter in WIDTHS), ("s", "kitti", 80.0)])
+@pytest.mark.parametrize(
+    "letter, scene, farthest", [*((letter, "nyu", 10.0) for letter in WIDTHS), ("s", "kitti", 80.0)]
+)
 def test_every_released_file_fills_its_model(tmp_path, letter, scene, farthest):
     name = f"dinov2_vit{letter}14_{scene}_dpt"
     file = write_zip(tmp_path / f"{name}_head.pth", {"state_dict": empty_tensors(head_shapes(WIDTHS[letter]))})
@@ -131,7 +133,9 @@ def test_every_name_and_shape_is_checked(tmp_path, change, words):
     assert words in failure(write_zip(tmp_path / "a.pth", {"state_dict": tensors}), model="dinov2_vits14_nyu_dpt")
 
 
-@pytest.mark.parametrize("width, channels, words", [(128, 16, "width 128"), (384, 2**20, "channels"), (384, 15, "channels")])
+@pytest.mark.parametrize(
+    "width, channels, words", [(128, 16, "width 128"), (384, 2**20, "channels"), (384, 15, "channels")]
+)
 def test_sizes_without_a_model(tmp_path, width, channels, words):
     assert words in failure(write_zip(tmp_path / "a.pth", empty_tensors(head_shapes(width, channels))))
 

@@ -42,7 +42,11 @@ def refused(path: Path, sentinel: Path) -> str:
 def files(folder: Path, data: bytes) -> list[Path]:
     """The same pickle as the object of either container and as a bare file."""
     (folder / "bare.pth").write_bytes(data)
-    return [write_zip(folder / "zip.pth", Raw(data)), write_stream(folder / "stream.pth", Raw(data)), folder / "bare.pth"]
+    return [
+        write_zip(folder / "zip.pth", Raw(data)),
+        write_stream(folder / "stream.pth", Raw(data)),
+        folder / "bare.pth",
+    ]
 
 
 def calls(sentinel: Path) -> dict[str, Reduced]:

@@ -185,7 +185,9 @@ def test_archives_that_are_no_checkpoints(tmp_path):
 @pytest.mark.parametrize("key", ["../../secret", "/etc/hostname", "1", "0/../0"])
 def test_storage_keys_are_only_looked_up(tmp_path, key):
     identifier = ("storage", Global("torch", "FloatStorage"), key, "cpu", 4)
-    path = archive_of(tmp_path / "a.pth", ("a/data.pkl", pickled({"x": Persistent(identifier)})), ("a/data/0", bytes(16)))
+    path = archive_of(
+        tmp_path / "a.pth", ("a/data.pkl", pickled({"x": Persistent(identifier)})), ("a/data/0", bytes(16))
+    )
     assert "no record" in failure(path)
 
 
@@ -301,7 +303,9 @@ def test_changed_pickles_inside_a_sound_file_never_raise_anything_else(tmp_path,
     storages = Storages(legacy=write is write_stream)
     whole = pickled(small_checkpoint(), storages)
     generator = np.random.default_rng(2)
-    opcodes = np.frombuffer(b"(.0123FIJKLMNPQRSTUVXabcdeghijlopqrstu]})\x85\x86\x87\x88\x89\x8a\x8c\x8f\x93\x94", np.uint8)
+    opcodes = np.frombuffer(
+        b"(.0123FIJKLMNPQRSTUVXabcdeghijlopqrstu]})\x85\x86\x87\x88\x89\x8a\x8c\x8f\x93\x94", np.uint8
+    )
     path = tmp_path / "changed.pth"
     for _ in range(400):
         changed = bytearray(whole)

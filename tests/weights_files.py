@@ -200,7 +200,7 @@ def backbone_shapes(letter: str, registers: bool = False) -> dict[str, tuple[int
 
 
 def head_shapes(width: int, channels: int = 256) -> dict[str, tuple[int, ...]]:
-    c0, c1, c2, c3 = levels = (width // 8, width // 4, width // 2, width)
+    c0, c1, _, c3 = levels = (width // 8, width // 4, width // 2, width)
     c = channels
     shapes = {}
     for i, level in enumerate(levels):

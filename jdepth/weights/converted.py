@@ -105,6 +105,8 @@ def _info(text: str, path: Path) -> WeightsInfo:
             optional = name in numbers and value is None
             if not optional and (not isinstance(value, numbers.get(name, str)) or isinstance(value, bool)):
                 raise Fault(f"is a converted file whose metadata has {name} = {shown(value)}; convert it again")
+            if isinstance(value, str) and not value.isprintable():
+                raise Fault(f"is a converted file with control characters in its {name}")
         if values["backbone"] not in SIZES:
             raise Fault(f"is for the unknown backbone {shown(values['backbone'])}")
         channels = values["channels"]

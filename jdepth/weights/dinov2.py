@@ -96,9 +96,7 @@ def recognise(names: Mapping[str, object]) -> tuple[str, str] | None:
     return None
 
 
-def load(
-    tensors: Mapping[str, FileTensor], path: Path, model: str | None
-) -> tuple[dict[str, np.ndarray], WeightsInfo]:
+def load(tensors: Mapping[str, FileTensor], path: Path, model: str | None) -> tuple[dict[str, np.ndarray], WeightsInfo]:
     """Our flat tree (below "backbone/") and what it is.
 
     Raises UserError for another architecture or size than `model` or the file's name says, and for

@@ -64,9 +64,7 @@ def recognise(names: Mapping[str, object]) -> bool:
     return any(name.startswith(tuple(PREFIX + part for part in parts)) for name in names)
 
 
-def load(
-    tensors: Mapping[str, FileTensor], path: Path, model: str | None
-) -> tuple[dict[str, np.ndarray], WeightsInfo]:
+def load(tensors: Mapping[str, FileTensor], path: Path, model: str | None) -> tuple[dict[str, np.ndarray], WeightsInfo]:
     """Our flat tree (below "decoder/" and "depth_head/") and what it is.
 
     Any even number of channels is read; the range comes from `model`, the official file name or a
@@ -77,7 +75,9 @@ def load(
     candidates = [name for name, m in MODELS.items() if (m.family, m.backbone) == ("dinov2_dpt", backbone)]
     check_official_name(path, candidates)
     released = MODELS[choose(path, candidates, model)]
-    entries = [replace(entry, sources=tuple(PREFIX + name for name in entry.sources)) for entry in plan(width, channels)]
+    entries = [
+        replace(entry, sources=tuple(PREFIX + name for name in entry.sources)) for entry in plan(width, channels)
+    ]
     flat = take(tensors, entries, path, f"a DPT head for {backbone} with {channels} channels")
     info = WeightsInfo(
         family="dinov2_dpt",

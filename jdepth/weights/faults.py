@@ -64,7 +64,7 @@ def shown(value: object) -> str:
 
 
 def listed(names: Iterable[str]) -> str:
-    """"a, b, c and 9 more", each name made safe."""
+    """The first names, each made safe, and how many more there are."""
     names = list(names)
     text = ", ".join(shown(name) for name in names[:LISTED])
     return text + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")

@@ -52,7 +52,8 @@ def opened(path: Path) -> Iterator[tuple[dict[str, FileTensor], dict[str, str]]]
 def opened_index(path: Path) -> Iterator[dict[str, FileTensor]]:
     """Tensors of the files beside `path` that its `weight_map` (name -> file name) lists."""
     with blame(path):
-        names = json.loads(path.read_bytes()).get("weight_map")
+        index = json.loads(path.read_bytes())
+        names = index.get("weight_map") if isinstance(index, dict) else None
         if not isinstance(names, dict) or not names:
             raise Fault("has no weight_map: not an index of safetensors files")
         for file_name in names.values():
@@ -101,7 +102,9 @@ def _parse(path: Path, file: BinaryIO) -> tuple[dict[str, FileTensor], dict[str,
             raise Fault("has tensors that overlap or leave gaps: damaged")
         position = end
     if 8 + length + position != file_size:
-        raise Fault(f"has {file_size} bytes, its header says {8 + length + position}: truncated or damaged; fetch it again")
+        raise Fault(
+            f"has {file_size} bytes, its header says {8 + length + position}: truncated or damaged; fetch it again"
+        )
     return tensors, metadata
 
 

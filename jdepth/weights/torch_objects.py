@@ -211,7 +211,7 @@ class NumpyArray(Stateful):
 
 def _array(shape: object, kind: NumpyType, order: str, raw: object) -> np.ndarray:
     shape, raw = _sizes(shape, "numpy.ndarray"), _raw(raw, "numpy.ndarray")
-    if prod(shape) * kind.dtype.itemsize != len(raw) or not raw and prod(shape):
+    if prod(shape) * kind.dtype.itemsize != len(raw) or (not raw and prod(shape)):
         raise refuse("numpy.ndarray")
     return np.frombuffer(raw, kind.dtype).reshape(shape, order=order) if raw else np.zeros(shape, kind.dtype)
 

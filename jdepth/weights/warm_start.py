@@ -45,9 +45,7 @@ def merge(target: Mapping, source: Mapping) -> tuple[dict, Report]:
         loaded=tuple(name for name in ours if name in fits),
         missing=tuple(name for name in ours if name not in theirs),
         reshaped=tuple(
-            (name, np.shape(ours[name]), np.shape(theirs[name]))
-            for name in ours
-            if name in theirs and name not in fits
+            (name, np.shape(ours[name]), np.shape(theirs[name])) for name in ours if name in theirs and name not in fits
         ),
         unused=tuple(name for name in theirs if name not in ours),
     )

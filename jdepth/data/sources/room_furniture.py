@@ -56,7 +56,8 @@ def place(scene: Scene, piece: Piece, x: float, y: float, yaw: float, lift: floa
 def table(rng, labels, add) -> Piece:
     """Dining table, desk or coffee table: a top on four legs or on one column."""
     low = rng.random() < 0.25
-    wide, deep = (rng.uniform(0.35, 0.6), rng.uniform(0.25, 0.35)) if low else (rng.uniform(0.5, 0.95), rng.uniform(0.32, 0.48))
+    wide = rng.uniform(0.35, 0.6) if low else rng.uniform(0.5, 0.95)
+    deep = rng.uniform(0.25, 0.35) if low else rng.uniform(0.32, 0.48)
     top = rng.uniform(0.4, 0.46) if low else rng.uniform(0.73, 0.77)
     piece, label = Piece((wide, deep), shadow=0.5), labels["table"]
     slab = add(materials.wood(rng) if rng.random() < 0.7 else materials.plain(materials.shade(rng, value=(0.3, 0.85))))
@@ -189,7 +190,7 @@ def floor_lamp(rng, labels, add) -> Piece:
 
 def ball(rng, labels, add) -> Piece:
     """Ball on the floor: football to gymnastics ball, plain or striped."""
-    radius = rng.uniform(0.11, 0.14) if rng.random() < 0.5 else rng.uniform(0.2, 0.36)
+    radius = rng.uniform(0.11, 0.14) if rng.random() < 0.4 else rng.uniform(0.2, 0.36)
     skin = materials.plain(materials.shade(rng, saturation=(0.4, 0.9), value=(0.35, 0.85)))
     if rng.random() < 0.5:
         skin = skin._replace(second=materials.shade(rng, value=(0.2, 0.9)), period=(1.0, radius), line=(0.0, 0.4))

@@ -25,7 +25,7 @@ class Camera:
 
 
 def look(position, yaw: float, pitch: float, roll: float) -> Camera:
-    """Camera at `position` (3,) looking along `yaw` (from +x towards +y) and `pitch` (up positive); angles in radians."""
+    """Camera at `position` (3,) looking along `yaw` (from +x towards +y) and `pitch` (up positive), in radians."""
     cos, sin = np.cos, np.sin
     forward = np.array([cos(pitch) * cos(yaw), cos(pitch) * sin(yaw), sin(pitch)])
     right = np.array([sin(yaw), -cos(yaw), 0.0])
@@ -190,7 +190,7 @@ def surfaces(scene: Scene) -> Surfaces:
 
 
 def ray_grid(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Camera directions of an image's columns (W,) and rows (H,): the ray of pixel (y, x) is (columns[x], rows[y], 1)."""
+    """Camera directions of columns (W,) and rows (H,): the ray of pixel (y, x) is (columns[x], rows[y], 1)."""
     fx, fy, cx, cy = intrinsics(height, width)
     return ((np.arange(width) - cx) / fx).astype(np.float32), ((np.arange(height) - cy) / fy).astype(np.float32)
 

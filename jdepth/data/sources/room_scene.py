@@ -22,7 +22,11 @@ LABELS = {name: i for i, name in enumerate(CLASSES)}
 
 
 class Kind(NamedTuple):
-    """A kind of room: its share, ranges of its two sides (m), and furniture as (builder, probability, against a wall)."""
+    """A kind of room.
+
+    share: how many rooms are of this kind; short, long: ranges of its two sides (m); wet: tiled, no wallpaper;
+    pieces: furniture as (builder, probability, whether it stands against a wall).
+    """
 
     share: float
     short: tuple[float, float]
@@ -34,28 +38,29 @@ class Kind(NamedTuple):
 _f = furniture
 KINDS = {
     "bathroom": Kind(0.14, (1.5, 2.3), (1.8, 2.9), True, (
-        (_f.tub, 0.6, True), (_f.cabinet, 0.7, True), (_f.crate, 0.3, False), (_f.chair, 0.2, False))),
+        (_f.tub, 0.6, True), (_f.cabinet, 0.7, True), (_f.crate, 0.3, False), (_f.chair, 0.2, False),
+        (_f.ball, 0.3, False))),
     "corridor": Kind(0.1, (1.2, 1.9), (3.5, 9.0), False, (
         (_f.cabinet, 0.4, True), (_f.floor_lamp, 0.3, True), (_f.chair, 0.3, True), (_f.ball, 0.3, False),
         (_f.crate, 0.3, False))),
     "bedroom": Kind(0.22, (2.5, 3.6), (3.0, 4.6), False, (
         (_f.bed, 1.0, True), (_f.cabinet, 0.7, True), (_f.cabinet, 0.4, True), (_f.floor_lamp, 0.5, True),
-        (_f.table, 0.3, True), (_f.sofa, 0.3, True), (_f.chair, 0.4, False), (_f.ball, 0.5, False),
+        (_f.table, 0.3, True), (_f.sofa, 0.3, True), (_f.chair, 0.4, False), (_f.ball, 0.7, False),
         (_f.crate, 0.2, False))),
     "living": Kind(0.22, (3.0, 4.8), (3.6, 6.5), False, (
         (_f.sofa, 1.0, True), (_f.sofa, 0.5, True), (_f.shelf, 0.7, True), (_f.cabinet, 0.4, True),
-        (_f.table, 0.7, False), (_f.floor_lamp, 0.7, True), (_f.chair, 0.4, False), (_f.ball, 0.6, False),
-        (_f.bed, 0.15, True))),
+        (_f.table, 0.7, False), (_f.floor_lamp, 0.7, True), (_f.chair, 0.4, False), (_f.ball, 0.75, False),
+        (_f.bed, 0.35, True))),
     "dining": Kind(0.12, (2.4, 3.8), (3.0, 5.2), False, (
         (_f.table, 1.0, False), (_f.chair, 1.0, False), (_f.chair, 0.9, False), (_f.chair, 0.8, False),
-        (_f.cabinet, 0.9, True), (_f.cabinet, 0.6, True), (_f.cabinet, 0.4, True), (_f.ball, 0.4, False),
+        (_f.cabinet, 0.9, True), (_f.cabinet, 0.6, True), (_f.cabinet, 0.4, True), (_f.ball, 0.6, False),
         (_f.floor_lamp, 0.2, True))),
     "hall": Kind(0.2, (5.0, 8.5), (7.0, 10.0), False, (
         (_f.pillar, 0.5, False), (_f.pillar, 0.3, False), (_f.sofa, 0.5, True), (_f.table, 0.7, False),
         (_f.table, 0.6, False), (_f.chair, 0.8, False), (_f.chair, 0.7, False), (_f.chair, 0.5, False),
-        (_f.cabinet, 0.5, True), (_f.shelf, 0.5, True), (_f.bed, 0.4, True), (_f.ball, 0.7, False),
+        (_f.cabinet, 0.5, True), (_f.shelf, 0.5, True), (_f.bed, 0.8, True), (_f.bed, 0.3, True), (_f.ball, 0.8, False),
         (_f.floor_lamp, 0.5, True), (_f.crate, 0.4, False), (_f.chair, 0.5, False), (_f.sofa, 0.4, True),
-        (_f.cabinet, 0.5, True), (_f.ball, 0.4, False), (_f.table, 0.4, True))),
+        (_f.cabinet, 0.5, True), (_f.ball, 0.5, False), (_f.table, 0.4, True))),
 }
 
 
@@ -108,7 +113,8 @@ def _corner(rng, scene: Scene, taken) -> None:
     x = width / 2 if rng.random() < 0.5 else scene.size[0] - width / 2
     y = depth / 2 if rng.random() < 0.5 else scene.size[1] - depth / 2
     tall = scene.size[2]
-    scene.boxes.append(Box((x, y, tall / 2), (width / 2, depth / 2, tall / 2 + 0.01), 0.0, scene.planes[0], LABELS["wall"]))
+    half = (width / 2, depth / 2, tall / 2 + 0.01)
+    scene.boxes.append(Box((x, y, tall / 2), half, 0.0, scene.planes[0], LABELS["wall"]))
     taken.append((x - width / 2, x + width / 2, y - depth / 2, y + depth / 2))
 
 
@@ -231,7 +237,8 @@ def _furnish(rng, scene: Scene, kind: Kind, walls, taken, add) -> None:
                 reach_x, reach_y = cos * half_x + sin * half_y, sin * half_x + cos * half_y
                 if 2 * max(reach_x, reach_y) + 0.1 > min(scene.size[:2]):
                     continue
-                x, y = (rng.uniform(r + 0.04, s - r - 0.04) for r, s in ((reach_x, scene.size[0]), (reach_y, scene.size[1])))
+                x = rng.uniform(reach_x + 0.04, scene.size[0] - reach_x - 0.04)
+                y = rng.uniform(reach_y + 0.04, scene.size[1] - reach_y - 0.04)
             rectangle = (x - reach_x, x + reach_x, y - reach_y, y + reach_y)
             if not _free(rectangle, taken):
                 continue
@@ -274,7 +281,7 @@ def _rug(rng, scene: Scene, add) -> None:
 
 
 def _lights(rng, scene: Scene, add) -> None:
-    """A ceiling light, hanging or flush, lit more often than not; kept to the four strongest lights in all."""
+    """Ceiling lights, hanging or flush; of all lights in the room the four strongest are kept."""
     width, depth, tall = scene.size
     lamps = 1 + (max(width, depth) > 5)
     for i in range(lamps):

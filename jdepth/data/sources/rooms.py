@@ -1,12 +1,14 @@
 """Rooms: an endless supply of furnished rooms with exact metric depth and class labels, rendered with NumPy alone.
 
 An item depends on (seed, split, index) only, so a data set needs no download, no disk and no preparation.
-Scale can be told from the picture: one fixed focal length, tiles, planks, doors and furniture in real-world
-sizes. It cannot be told from the position of a pixel: rooms from bathroom to hall, camera anywhere in them,
-pitched and rolled.
+Scale can be told from the picture: one focal length, tiles, planks, doors and furniture in real-world sizes,
+and a flash on the camera that lights what is near more than what is far. It cannot be told from the position
+of a pixel: rooms from bathroom to hall, the camera anywhere in them, pitched and rolled.
 """
 
 from __future__ import annotations
+
+import operator
 
 import numpy as np
 
@@ -27,7 +29,8 @@ class Rooms:
     size: number of images; a longer source begins with the same images as a shorter one.
     height, width: of every image, in pixels; the scene of an index does not depend on them.
     noise: sensor noise on the colours and missing depth (0) where an object hides a surface from the depth
-        sensor's projector, in clumps at edges, at grazing angles and on windows, and beyond 10 m; without it the picture is clean and depth is known everywhere.
+        sensor's projector, in clumps at edges, at grazing angles and on windows, and beyond 10 m; without it the
+        picture is clean and depth is known everywhere.
     cache: keep every rendered item, `height * width * 8` bytes each (0.30 MB at 168 x 224, 0.08 MB at 84 x 112,
         and 308 MB for 1024 images at 168 x 224), so that later passes cost a copy. Processes do not share it;
         threads do, and a copy sent to another process starts empty.
@@ -41,9 +44,7 @@ class Rooms:
     classes = CLASSES
     max_depth = MAX_DEPTH
 
-    def __init__(
-        self, split="train", size=1024, height=168, width=224, seed=0, noise=True, cache=True
-    ) -> None:
+    def __init__(self, split="train", size=1024, height=168, width=224, seed=0, noise=True, cache=True) -> None:
         if split not in SPLITS:
             raise UserError(f"rooms: no split {split!r}; choose one of {', '.join(SPLITS)}")
         for name, value, least in (("size", size, 0), ("height", height, 8), ("width", width, 8), ("seed", seed, 0)):
@@ -88,7 +89,7 @@ class Rooms:
     def _check(self, index: int) -> int:
         if not 0 <= index < self.size:
             raise IndexError(f"rooms: item {index} of {self.size}")
-        return int(index)
+        return operator.index(index)
 
     def _generator(self, index: int, purpose: int) -> np.random.Generator:
         key = (int.from_bytes(self.split.encode(), "little"), index, purpose)
