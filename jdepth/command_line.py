@@ -51,6 +51,9 @@ def call(main: Main, usage: str, define: Define, argv: Sequence[str]) -> int:
         # The reader of our output is gone; nothing can be told to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror or error}: check the path, its permissions and the free space")
 
 
 def no_arguments(arguments: Sequence[str]) -> None:
@@ -71,18 +74,13 @@ def _process_arguments(argv: Sequence[str]):
 
 def _parse(values: flags.FlagValues, argv: list[str]) -> list[str]:
     try:
-        arguments = values(argv)[1:]
-        if "config" in values:
-            values.config  # noqa: B018 (a missing file is reported at the first read)
-        return arguments
-    except flags.Error:
-        raise
+        return values(argv)[1:]
     except Exception as error:
         if "config" not in values:
             raise
-        from jdepth import config
+        from jdepth import config_flags
 
-        raise config.explain(argv, error) from error
+        raise config_flags.explain(argv, error) from error
 
 
 def _fail(message: str) -> int:

@@ -1,4 +1,4 @@
-"""Configs: from recipe to ConfigDict, read from the command line, checked before anything starts.
+"""Configs: from recipe to ConfigDict, and checked before anything starts.
 
 The schema is the released recipe itself: the same keys, values of the same kind. What a kind cannot
 tell (ranges, choices, keys that exclude each other) stands in `check`.
@@ -6,13 +6,13 @@ tell (ranges, choices, keys that exclude each other) stands in `check`.
 
 import difflib
 import json
-import re
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import ml_collections
-from absl import flags
-from ml_collections import config_dict, config_flags
+from ml_collections import config_dict
 
 from jdepth.errors import UserError
 from jdepth.recipe import RELEASED
@@ -31,16 +31,35 @@ AT_LEAST = {
     "data.workers": 0, "data.depth.limit": 0, "data.auxiliary.limit": 0, "data.depth.rooms": 0,
     "data.auxiliary.rooms": 0, "loss.silog": 0, "loss.gradient": 0, "loss.silog_group": 1,
     "optimizer.clip": 0, "optimizer.rate": 0, "optimizer.weight_decay": 0, "backbone.lr_ratio": 0,
-    "gamma": 0, "beta": 0, "depth_range.min": 0,
+    "gamma": 0, "beta": 0, "depth_range.min": 0, "data.depth.augmentation.rotate_degrees": 0,
+    "data.auxiliary.augmentation.crop_attempts": 1, "data.auxiliary.augmentation.brightness": 0,
+    "data.auxiliary.augmentation.hue": 0,
 }  # fmt: skip
 SHARES = (
     "alpha", "loss.silog_warmup_fraction", "optimizer.warmup_fraction", "optimizer.warmup_ratio",
-    "optimizer.final_ratio", "optimizer.beta1", "optimizer.beta1_high", "optimizer.beta1_low",
-    "optimizer.beta1_turn", "optimizer.beta2",
+    "optimizer.final_ratio", "optimizer.beta1_turn",
     "data.depth.augmentation.rotate_probability", "data.depth.augmentation.flip_probability",
     "data.depth.augmentation.colour_probability", "data.auxiliary.augmentation.flip_probability",
     "data.auxiliary.augmentation.photometric_probability", "data.auxiliary.augmentation.cat_max_ratio",
 )  # fmt: skip
+# AdamW divides by 1 − β.
+BELOW_ONE = ("optimizer.beta1", "optimizer.beta1_high", "optimizer.beta1_low", "optimizer.beta2")
+POSITIVE = ("optimizer.eps",)
+# Height and width in pixels (`scale`: width and height), and those that may be ().
+SIZES = (
+    "data.depth.augmentation.crop", "data.auxiliary.augmentation.scale", "data.auxiliary.augmentation.crop",
+    "data.auxiliary.augmentation.canvas",
+)  # fmt: skip
+OPTIONAL_SIZES = (
+    "data.depth.rooms_size", "data.auxiliary.rooms_size", "evaluate.input_size", "data.depth.augmentation.resize",
+)  # fmt: skip
+# Lowest and highest value of a random draw.
+INTERVALS = (
+    "data.depth.augmentation.gamma", "data.depth.augmentation.brightness", "data.depth.augmentation.colour",
+    "data.auxiliary.augmentation.ratio", "data.auxiliary.augmentation.contrast",
+    "data.auxiliary.augmentation.saturation",
+)  # fmt: skip
+KINDS = {float: "a number", int: "a whole number", bool: "True or False", str: "a text", tuple: "a list of numbers"}
 # A run may go on with other values of these; everything else is fixed by its first start.
 FREE_TO_CHANGE = ("workdir", "log", "data.workers", "data_dir", "evaluate.pictures", "evaluate.batch")
 
@@ -67,8 +86,10 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _suggest(key: str, known) -> str:
-    close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
+def suggest(key: str) -> str:
+    """What an unknown key may have meant, as the end of an error message."""
+    known = flatten(RELEASED)
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     if not close:
         last = key.rsplit(".", 1)[-1]
         close = [k for k in known if k.rsplit(".", 1)[-1] == last][:1]
@@ -80,7 +101,7 @@ def check(config: Mapping[str, Any]) -> None:
     expected, given = flatten(RELEASED), flatten(config)
     for key in given:
         if key not in expected:
-            raise UserError(f"config.{key}: unknown key{_suggest(key, expected)}")
+            raise UserError(f"config.{key}: unknown key{suggest(key)}")
     for key in expected:
         if key not in given:
             raise UserError(f"config.{key}: missing; start the config from jdepth.recipe.released()")
@@ -95,40 +116,71 @@ def check(config: Mapping[str, Any]) -> None:
     for key in SHARES:
         if not 0 <= given[key] <= 1:
             raise UserError(f"config.{key}: {given[key]} is not within 0 and 1")
+    for key in BELOW_ONE:
+        if not 0 <= given[key] < 1:
+            raise UserError(f"config.{key}: {given[key]} must be at least 0 and less than 1")
+    for key in POSITIVE:
+        if not given[key] > 0:
+            raise UserError(f"config.{key}: {given[key]} must be greater than 0")
+    _check_tuples(given)
     _check_together(given)
 
 
+def kind_of(example: Any) -> type:
+    """Type that a key's value must have, by the recipe's value; None stands for an optional number."""
+    return float if example is None else type(example)
+
+
 def _check_kind(key: str, value: Any, example: Any) -> None:
-    wanted = float if example is None else type(example)
-    fine = (
-        value is None
-        if example is None and value is None
-        else isinstance(value, tuple | list)
-        if wanted is tuple
-        else isinstance(value, bool) == (wanted is bool)
-        and isinstance(value, (int, float) if wanted is float else wanted)
-    )
-    if not fine:
-        name = {"str": "text", "tuple": "tuple"}.get(wanted.__name__, wanted.__name__)
-        raise UserError(f"config.{key}: {value!r} is not a {name}")
-    if wanted is tuple and not all(isinstance(v, int | float) and not isinstance(v, bool) for v in value):
-        raise UserError(f"config.{key}: {value!r} must hold numbers only")
-    if isinstance(value, float) and value != value:
-        raise UserError(f"config.{key}: not a number")
+    if value is None and example is None:
+        return
+    wanted = kind_of(example)
+    accepted = {float: int | float, tuple: tuple | list}.get(wanted, wanted)
+    if isinstance(value, bool) != (wanted is bool) or not isinstance(value, accepted):
+        raise UserError(f"config.{key}: {value!r} is not {KINDS[wanted]}")
+    numbers = value if wanted is tuple else (value,) if wanted is float else ()
+    if not all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in numbers):
+        raise UserError(f"config.{key}: {value!r} is not finite, or holds something else than numbers")
+
+
+def _check_tuples(given: Mapping[str, Any]) -> None:
+    for key in SIZES + OPTIONAL_SIZES:
+        value = given[key]
+        if not value and key in OPTIONAL_SIZES:
+            continue
+        if len(value) != 2 or not all(isinstance(v, int) and v > 0 for v in value):
+            empty = " or ()" if key in OPTIONAL_SIZES else ""
+            raise UserError(f"config.{key}: {value!r} must be two whole numbers of pixels{empty}, such as (112, 140)")
+    for key in INTERVALS:
+        value = given[key]
+        if len(value) != 2 or not 0 <= value[0] <= value[1]:
+            raise UserError(f"config.{key}: {value!r} must be a lowest and a highest number, both at least 0")
+    key = "data.depth.augmentation.fixed_crop"
+    value = given[key]
+    if value and not (
+        len(value) == 4
+        and all(isinstance(v, int) for v in value)
+        and 0 <= value[0] < value[1]
+        and 0 <= value[2] < value[3]
+    ):
+        raise UserError(f"config.{key}: {value!r} must be top, bottom, left, right in pixels, or ()")
 
 
 def _check_together(given: Mapping[str, Any]) -> None:
-    variants = [key for key in ("gamma", "beta") if given[key] is not None]
-    if len(variants) == 2:
+    if given["gamma"] is not None and given["beta"] is not None:
         raise UserError("config.gamma and config.beta: give one of them")
-    if variants and given["alpha"] != 1.0:
-        raise UserError(f"config.{variants[0]}: needs config.alpha=1, since it replaces the pair (α, 1 − α)")
+    for key in ("gamma", "beta"):
+        if given[key] is not None and given["alpha"] != 1.0:
+            raise UserError(f"config.{key}: needs config.alpha=1, since it replaces the pair (α, 1 − α)")
     if (given["alpha"] < 1 or given["beta"] is not None) and given["batch.auxiliary"] < 1:
         raise UserError("config.batch.auxiliary: must be at least 1, or set config.alpha=1")
-    if given["backbone.train"] == "frozen" and not given["backbone.name"]:
-        raise UserError("config.backbone.name: a frozen backbone needs a name")
+    if not given["backbone.name"]:
+        raise UserError("config.backbone.name: name a backbone, such as dinov2_vits14 or vit_nano14")
     if not 0 < given["depth_range.min"] < given["depth_range.max"]:
-        raise UserError("config.depth_range: needs 0 < min < max")
+        raise UserError(
+            f"config.depth_range: min {given['depth_range.min']} and max {given['depth_range.max']} "
+            "must be metres with 0 < min < max"
+        )
     for key in ("checkpoint.every", "evaluate.every"):
         if given[key] % given["log.every"]:
             raise UserError(f"config.{key}: {given[key]} is not a multiple of log.every={given['log.every']}")
@@ -137,18 +189,6 @@ def _check_together(given: Mapping[str, Any]) -> None:
             f"config.evaluate.every: {given['evaluate.every']} is not a multiple of "
             f"checkpoint.every={given['checkpoint.every']}, so that the best checkpoint can be kept"
         )
-    lengths = {
-        "data.depth.rooms_size": (0, 2), "data.auxiliary.rooms_size": (0, 2), "evaluate.input_size": (0, 2),
-        "data.depth.augmentation.resize": (0, 2), "data.depth.augmentation.fixed_crop": (0, 4),
-        "data.depth.augmentation.crop": (2,), "data.depth.augmentation.gamma": (2,),
-        "data.depth.augmentation.brightness": (2,), "data.depth.augmentation.colour": (2,),
-        "data.auxiliary.augmentation.scale": (2,), "data.auxiliary.augmentation.ratio": (2,),
-        "data.auxiliary.augmentation.crop": (2,), "data.auxiliary.augmentation.canvas": (2,),
-        "data.auxiliary.augmentation.contrast": (2,), "data.auxiliary.augmentation.saturation": (2,),
-    }  # fmt: skip
-    for key, allowed in lengths.items():
-        if len(given[key]) not in allowed:
-            raise UserError(f"config.{key}: {given[key]!r} needs {' or '.join(map(str, allowed))} numbers")
 
 
 def as_dict(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,13 +203,18 @@ def as_dict(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def read_json(path) -> dict[str, Any]:
-    """The config that a run left in its workdir. Raises UserError if it cannot be read."""
+def read_json(path: Path) -> dict[str, Any]:
+    """The config that a run left in its workdir. Raises UserError if it cannot be read or is no longer valid."""
     try:
         config = as_dict(json.loads(path.read_text()))
     except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: not a run's config.json ({error})") from error
-    check(config)
+        raise UserError(
+            f"{path}: not a run's config.json ({error}): put its own file back, or use a new folder"
+        ) from error
+    try:
+        check(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     return config
 
 
@@ -182,36 +227,3 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
         if one.get(key) != other.get(key)
         and not any(key == free or key.startswith(free + ".") for free in FREE_TO_CHANGE)
     ]
-
-
-def define(values: flags.FlagValues) -> None:
-    """Add `--config FILE` and its overrides `--config.key=value` to a command's flags."""
-    config_flags.DEFINE_config_file(
-        "config", None, "config file, such as configs/quickstart.py; override with --config.key=value",
-        lock_config=True, flag_values=values,
-    )  # fmt: skip
-
-
-def from_flags(values: flags.FlagValues) -> dict[str, Any]:
-    """The checked config of the command line, as a plain dict."""
-    config = values.config
-    if config is None:
-        raise UserError("--config: name a config file, such as --config configs/quickstart.py")
-    config = as_dict(config)
-    check(config)
-    return config
-
-
-def explain(argv: Sequence[str], error: Exception) -> UserError:
-    """The user's mistake behind what config_flags raised while reading `argv`.
-
-    config_flags reports a misspelt key or an unreadable file as a bare AttributeError, KeyError or OSError.
-    """
-    known = flatten(RELEASED)
-    for argument in argv:
-        found = re.match(r"--?(?:no)?config\.([^=]+)", argument)
-        if found and found.group(1) not in known:
-            key = found.group(1)
-            return UserError(f"--config.{key}: unknown key{_suggest(key, known)}")
-    detail = str(error).rsplit("Attempted", 1)[-1]
-    return UserError(f"--config: cannot read the config file: {type(error).__name__}: {detail}")

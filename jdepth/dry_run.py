@@ -1,6 +1,7 @@
 """What a run would need, from its config alone: no data, no weights, nothing computed on a device."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -120,33 +121,26 @@ def _forward_flops(config: Config, model, state, frozen) -> float:
 
 def _evaluation_images(config: Config) -> int:
     name = config["data"]["depth"]["name"]
-    if name == "rooms":
-        return config["evaluate"]["rooms"]
-    if not inputs.missing(config):
-        try:
-            return len(inputs.depth_source(config, config["evaluate"]["split"]))
-        except UserError:
-            pass
-    return PUBLISHED_IMAGES.get(name, config["evaluate"]["during_limit"])
+    try:
+        return len(inputs.depth_source(config, config["evaluate"]["split"]))
+    except UserError:
+        return PUBLISHED_IMAGES.get(name, config["evaluate"]["during_limit"])
 
 
 def data_report(config: Config) -> list[str]:
-    """One line per data set: found, or missing and what to do."""
+    """One line per data set and weights file: there, or what is wrong with it."""
     lines = []
-    for name, path in inputs.description_paths(config).items():
-        if path is None:
+    for number, (name, source) in enumerate(inputs.opened(config)):
+        if name in sources.DESCRIBED and sources.find(name, config["data_dir"]) is None:
             expected = f"{config['data_dir']}/{name}/dataset.json"
-            lines.append(f"data  {name:<16} missing: write {expected} for your copy (README, 'Your own data')")
+            state = f"missing: write {expected} for your copy (README, 'Your own data')"
+        elif isinstance(source, UserError):
+            state = f"not usable: {source}"
         else:
-            lines.append(f"data  {name:<16} found: {path}")
-    given = [config["data"]["depth"]] + ([config["data"]["auxiliary"]] if inputs.uses_auxiliary(config) else [])
-    for part in given:
-        if part["name"] not in sources.DESCRIBED and part["name"] not in sources.MIXTURES:
-            lines.append(f"data  {part['name']:<16} {part['path'] or 'rendered'}")
-    path = config["backbone"]["weights"]
+            state = f"found: {len(source)} images for training"
+        lines.append(f"data     {'auxiliary' if number else 'depth':<10} {name:<16} {state}")
     if config["backbone"]["train"] == "frozen":
-        from pathlib import Path
-
+        path = config["backbone"]["weights"]
         state = "missing: set config.backbone.weights" if not path else "found" if Path(path).exists() else "missing"
-        lines.append(f"weights  {config['backbone']['name']:<13} {state} {path}")
+        lines.append(f"weights  {'backbone':<10} {config['backbone']['name']:<16} {state} {path}".rstrip())
     return lines

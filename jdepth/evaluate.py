@@ -8,12 +8,16 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from jdepth import command_line
+from jdepth import command_line, logbook
 from jdepth.errors import UserError
+
+if TYPE_CHECKING:
+    from jdepth.data.protocols import Protocol
+    from jdepth.predictor import Predictor
 
 USAGE = """Score a depth model: AbsRel, SqRel, RMSE, RMSE log, SILog, log10, δ1 to δ3; with a run's auxiliary task
 also mIoU and pixel accuracy, mAP, or accuracy.
@@ -23,6 +27,8 @@ also mIoU and pixel accuracy, mAP, or accuracy.
   python -m jdepth.evaluate --checkpoint dinov2_vits14_nyu.safetensors --dataset folder --path my/dataset.json"""
 
 DEPTH_ROW = ("AbsRel", "SqRel", "RMSE", "RMSElog", "SILog", "log10", "d1", "d2", "d3")
+# Images and their height and width for --dataset=rooms, where neither --limit nor a run says it.
+ROOMS, ROOMS_SIZE = 64, (168, 224)
 HEADINGS = {"RMSElog": "RMSE log", "d1": "δ1", "d2": "δ2", "d3": "δ3"}
 
 
@@ -35,12 +41,12 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("data_dir", "data", "folder of the named data sets", flag_values=values)
     flags.DEFINE_string("split", "val", "split of --dataset", flag_values=values)
     flags.DEFINE_string("protocol", None, "evaluation protocol; by default the data set's own", flag_values=values)
-    flags.DEFINE_integer("limit", 0, "at most so many images; 0 = all", lower_bound=0, flag_values=values)
+    flags.DEFINE_integer("limit", 0, "at most so many images; 0 = all (64 of --dataset=rooms)", lower_bound=0, flag_values=values)
     flags.DEFINE_integer("batch", 1, "images at once", lower_bound=1, flag_values=values)
     flags.DEFINE_enum("kind", "best", ["best", "last"], "which checkpoint of a run", flag_values=values)
     flags.DEFINE_string("backbone", None, "file of the frozen backbone, where the checkpoint lacks it", flag_values=values)
     flags.DEFINE_string("model", None, "which released model the file is, where that is open", flag_values=values)
-    flags.DEFINE_string("out", None, "JSON file; by default beside the run, or evaluation_DATASET.json", flag_values=values)
+    flags.DEFINE_string("out", None, "JSON file; by default RUN/evaluation_KIND.json, or evaluation_DATASET.json", flag_values=values)
 
 
 def main(values: flags.FlagValues, arguments: list[str]) -> int:
@@ -50,6 +56,13 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
         raise UserError("give --workdir RUN, or --checkpoint PATH with --dataset NAME")
     if values.checkpoint and not values.dataset:
         raise UserError("--dataset: --checkpoint needs a data set, such as --dataset rooms")
+    if values.workdir:
+        for name in ("dataset", "path", "split", "protocol", "data_dir"):
+            if values[name].present:
+                raise UserError(f"--{name}: a run is scored as its config says; to choose, give --checkpoint RUN instead")
+    out = Path(values.out or _default_out(values))
+    if not out.parent.is_dir() or out.is_dir():
+        raise UserError(f"--out: {out}: expected a file in an existing folder")
     from jdepth import predictor
 
     path = values.workdir or values.checkpoint
@@ -57,17 +70,13 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
     if values.workdir and model.config is None:
         raise UserError(f"--workdir: {path} is not a run; use --checkpoint with --dataset for a weights file")
     result = score_run(model, values) if values.workdir else score_dataset(model, values)
-    out = Path(values.out or _default_out(values, result))
-    try:
-        out.write_text(json.dumps(result, indent=1) + "\n")
-    except OSError as error:
-        raise UserError(f"--out: cannot write {out}: {error}") from error
     print(table(result))
+    logbook.write_atomically(out, json.dumps(result, indent=1) + "\n")
     print(f"written to {out}")
     return 0
 
 
-def score_run(model, values) -> dict[str, Any]:
+def score_run(model: "Predictor", values: flags.FlagValues) -> dict[str, Any]:
     """The run's own evaluation: full depth protocol, and its auxiliary task on held-out data."""
     from jdepth import experiment, inputs, scoring
     from jdepth.data.evaluation import auxiliary_evaluation_batches
@@ -87,15 +96,15 @@ def score_run(model, values) -> dict[str, Any]:
     return result
 
 
-def score_dataset(model, values) -> dict[str, Any]:
+def score_dataset(model: "Predictor", values: flags.FlagValues) -> dict[str, Any]:
     """Depth scores on a named data set."""
     from jdepth import predictor
     from jdepth.data import protocols, sources
 
-    options = {}
+    options = {"read": ("depth",)}
     if values.dataset == "rooms":
-        size = (predictor.trained_size(model.config) if model.config else None) or (168, 224)
-        options = {"size": 64, "height": size[0], "width": size[1]}
+        size = (predictor.trained_size(model.config) if model.config else None) or ROOMS_SIZE
+        options = {"size": values.limit or ROOMS, "height": size[0], "width": size[1]}
     source = sources.open_source(
         values.dataset, split=values.split, path=values.path, data_dir=values.data_dir, **options
     )
@@ -108,7 +117,7 @@ def score_dataset(model, values) -> dict[str, Any]:
     return _score(model, source, protocol, values)
 
 
-def _score(model, source, protocol, values) -> dict[str, Any]:
+def _score(model: "Predictor", source, protocol: "Protocol", values: flags.FlagValues) -> dict[str, Any]:
     from jdepth import scoring
     from jdepth.data import protocols
     from jdepth.data.evaluation import evaluation_batches
@@ -144,10 +153,10 @@ def table(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _default_out(values, result) -> Path:
+def _default_out(values: flags.FlagValues) -> Path:
     if values.workdir:
         return Path(values.workdir) / f"evaluation_{values.kind}.json"
-    return Path(f"evaluation_{result['dataset'].replace('/', '_')}.json")
+    return Path(f"evaluation_{values.dataset}.json")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from jdepth.data import protocols, sources, streams, transforms
@@ -11,17 +11,25 @@ from jdepth.errors import UserError
 
 Config = Mapping[str, Any]
 
-# Classes of the paper's auxiliary sets, for a dry run without them.
+# Classes of the paper's auxiliary sets and, assumed, of any other set: for a dry run without them.
 PAPER_CLASSES = {
     "ade20k": 150, "sun37": 37, "cityscapes34": 34, "coco_stuff": 171, "voc21": 21, "context59": 59,
 }  # fmt: skip
+ASSUMED_CLASSES = 100
 
 
 def check(config: Config) -> None:
-    """Raise UserError naming every data set that is not there, and files that do not exist."""
+    """Raise UserError naming every data set that is not there, or where the evaluation protocol does not fit."""
+    depth = config["data"]["depth"]["name"]
+    if depth in sources.MIXTURES:
+        raise UserError(f"config.data.depth.name: {depth} is a mixture for the auxiliary task; name one data set")
+    chosen = protocol(config)
     absent = missing(config)
     if absent:
         raise sources.missing_error(absent, config["data_dir"])
+    # One image tells whether the protocol's crop is meant for this set, long before the first evaluation.
+    item = depth_source(config, config["evaluate"]["split"])[0]
+    protocols.valid_mask(chosen, protocols.prepare(chosen, item["image"], item["depth"])[1])
 
 
 def missing(config: Config) -> list[str]:
@@ -44,7 +52,9 @@ def _open(config: Config, given: Config, name: str, split: str, rooms: int, limi
     if name == "rooms":
         size = given["rooms_size"]
         if not rooms or not size:
-            raise UserError("data set 'rooms' needs numbers: set rooms and rooms_size of config.data (and config.evaluate.rooms)")
+            raise UserError(
+                "data set 'rooms': set rooms and rooms_size in config.data, and config.evaluate.rooms, above 0"
+            )
         options = {"size": rooms, "height": int(size[0]), "width": int(size[1])}
     else:
         options = {"read": read}
@@ -55,21 +65,30 @@ def _open(config: Config, given: Config, name: str, split: str, rooms: int, limi
 
 
 def depth_source(config: Config, split: str | None = None):
-    """The depth set, its training split by default; `evaluate.split` for evaluation."""
+    """The depth set: its training split, or the `split` to evaluate on, with evaluation's number of images."""
     given = config["data"]["depth"]
-    training = split is None or (split == given["split"] and split != config["evaluate"]["split"])
-    rooms = given["rooms"] if training else config["evaluate"]["rooms"]
-    limit = given["limit"] if training else config["evaluate"]["limit"]
-    return _open(config, given, given["name"], split or given["split"], rooms, limit, ("depth",))
+    numbers = config["evaluate"] if split else given
+    return _open(
+        config, given, given["name"], split or given["split"], numbers["rooms"], numbers["limit"], ("depth",)
+    )
 
 
 def auxiliary_sources(config: Config, split: str | None = None) -> list:
     """Members of the auxiliary mixture; `split` None is the training split."""
+    return [_auxiliary_source(config, member, split) for member in auxiliary_names(config)]
+
+
+def auxiliary_names(config: Config) -> tuple[str, ...]:
+    """Data sets of the auxiliary mixture, in the order of their ids."""
+    name = config["data"]["auxiliary"]["name"]
+    return sources.MIXTURES.get(name, (name,))
+
+
+def _auxiliary_source(config: Config, member: str, split: str | None = None):
     given = config["data"]["auxiliary"]
-    members = sources.MIXTURES.get(given["name"], (given["name"],))
     read = () if config["task"] == "reconstruction" else ("label",)
-    rooms, limit = (given["rooms"], given["limit"]) if split is None else (config["evaluate"]["rooms"], 0)
-    return [_open(config, given, m, split or given["split"], rooms, limit, read) for m in members]
+    rooms, limit = (config["evaluate"]["rooms"], 0) if split else (given["rooms"], given["limit"])
+    return _open(config, given, member, split or given["split"], rooms, limit, read)
 
 
 def _optional(value):
@@ -91,10 +110,10 @@ def auxiliary_augmentation(config: Config) -> transforms.AuxiliaryAugmentation:
 
 def member_augmentations(config: Config) -> tuple[transforms.AuxiliaryAugmentation, ...]:
     """One augmentation per member of the mixture: its own where the published pipelines differ."""
-    name = config["data"]["auxiliary"]["name"]
-    own = transforms.AUXILIARY_AUGMENTATIONS if name in sources.MIXTURES else {}
+    mixed = config["data"]["auxiliary"]["name"] in sources.MIXTURES
+    own = transforms.AUXILIARY_AUGMENTATIONS if mixed else {}
     given = auxiliary_augmentation(config)
-    return tuple(own.get(member, given) for member in sources.MIXTURES.get(name, (name,)))
+    return tuple(own.get(member, given) for member in auxiliary_names(config))
 
 
 def depth_stream(config: Config) -> streams.DepthStream:
@@ -118,19 +137,25 @@ def protocol(config: Config) -> protocols.Protocol:
     return dataclasses.replace(named, resize=size, resize_area=area) if size else named
 
 
-def class_counts(config: Config) -> tuple[int, ...]:
-    """Classes of each auxiliary member without reading data, for a dry run of the paper's mixtures."""
-    name = config["data"]["auxiliary"]["name"]
-    counts = [PAPER_CLASSES.get(m) for m in sources.MIXTURES.get(name, (name,))]
-    if None in counts or not missing(config):
-        return tuple(len(source.classes) for source in auxiliary_sources(config))
-    return tuple(counts)
-
-
-def description_paths(config: Config) -> dict[str, Path | None]:
-    """Where each described set of the config is, or None where it is absent."""
-    names = [config["data"]["depth"]["name"]]
+def opened(config: Config) -> list[tuple[str, Any]]:
+    """(name, training source, or the UserError that keeps it from opening) of every set, depth first."""
+    openers = [(config["data"]["depth"]["name"], lambda: depth_source(config))]
     if uses_auxiliary(config):
-        given = config["data"]["auxiliary"]["name"]
-        names += sources.MIXTURES.get(given, (given,))
-    return {name: sources.find(name, config["data_dir"]) for name in names if name in sources.DESCRIBED}
+        openers += [(name, partial(_auxiliary_source, config, name)) for name in auxiliary_names(config)]
+    found = []
+    for name, opener in openers:
+        try:
+            found.append((name, opener()))
+        except UserError as error:
+            found.append((name, error))
+    return found
+
+
+def class_counts(config: Config) -> tuple[int, ...]:
+    """Classes of each auxiliary member for a dry run, assumed where the data is not there."""
+    if config["task"] == "reconstruction":
+        return (3,) * len(auxiliary_names(config))
+    return tuple(
+        PAPER_CLASSES.get(name, ASSUMED_CLASSES) if isinstance(source, UserError) else len(source.classes)
+        for name, source in opened(config)[1:]
+    )

@@ -13,6 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+# Evaluation scores that are drawn as curves, besides every loss.
+SCORES = ("evaluation/AbsRel", "evaluation/d1", "evaluation/auxiliary_loss", "evaluation/mAP", "evaluation/mIoU")
+
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Rows of a JSONL file; a last line cut short by a kill is left out."""
@@ -130,16 +133,15 @@ def progress_line(step: int, total: int, values: Mapping[str, float], lap: Mappi
 
 def draw_curves(workdir: Path) -> None:
     """Losses and evaluation scores against steps, as WORKDIR/curves.png."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    # Not pyplot, which would choose a display for the whole process.
+    from matplotlib.figure import Figure
 
     rows = read_rows(workdir / "metrics.jsonl")
     keys = sorted({k for row in rows for k in row if k.endswith("/loss") or k in SCORES})
     if not keys:
         return
-    figure, axes = pyplot.subplots(1, len(keys), figsize=(4 * len(keys), 3), squeeze=False)
+    figure = Figure(figsize=(4 * len(keys), 3))
+    axes = figure.subplots(1, len(keys), squeeze=False)
     for axis, key in zip(axes[0], keys, strict=True):
         points = [(row["step"], row[key]) for row in rows if isinstance(row.get(key), int | float)]
         axis.plot(*zip(*points, strict=True), marker="." if len(points) < 50 else "", linewidth=1)
@@ -148,7 +150,3 @@ def draw_curves(workdir: Path) -> None:
         axis.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(workdir / "curves.png", dpi=110)
-    pyplot.close(figure)
-
-
-SCORES = ("evaluation/AbsRel", "evaluation/d1", "evaluation/auxiliary_loss", "evaluation/mAP", "evaluation/mIoU")

@@ -18,9 +18,9 @@ USAGE = """Train a depth model as a config says; the same command again goes on 
 
 def define(values: flags.FlagValues) -> None:
     """The command's flags."""
-    from jdepth import config
+    from jdepth import config_flags
 
-    config.define(values)
+    config_flags.define(values)
     flags.DEFINE_boolean(
         "dry_run", False,
         "print parameters, FLOPs, memory and data of the run, with neither data nor weights, and stop",
@@ -30,10 +30,10 @@ def define(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues, arguments: list[str]) -> int:
     """Run what the flags ask for."""
-    from jdepth import config as config_module
+    from jdepth import config_flags
 
     command_line.no_arguments(arguments)
-    config = config_module.from_flags(values)
+    config = config_flags.read(values)
     if not config["workdir"]:
         config["workdir"] = str(Path("runs") / Path(values["config"].config_filename).stem)
     if values.dry_run:

@@ -29,15 +29,11 @@ def depth_sheet(
         shown = [_enlarge(s, truth.shape) for s in shown]
         rows.append([*shown, colourmap.legend(low, high, shown[0].shape[0])])
         captions.append(["image", "true depth", "predicted depth", "m"])
-    write_png(path, colourmap.contact_sheet(rows, captions))
+    Image.fromarray(colourmap.contact_sheet(rows, captions)).save(path)
 
 
 def _enlarge(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(h, w, 3) to the shape of `size` (H, W), or larger where that is small."""
     factor = max(1.0, SHOWN_HEIGHT / size[0])
     width, height = round(size[1] * factor), round(size[0] * factor)
     return cv2.resize(picture, (width, height), interpolation=cv2.INTER_NEAREST)
-
-
-def write_png(path: Path, picture: np.ndarray) -> None:
-    """Write (H, W, 3) uint8 RGB, or (H, W) uint16, as PNG."""
-    Image.fromarray(picture).save(path)

@@ -42,7 +42,7 @@ def find_images(arguments: list[str]) -> list[Path]:
     for argument in arguments:
         path = Path(argument)
         if path.is_dir():
-            here = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+            here = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
         elif path.exists():
             here = [path]
         else:
@@ -51,6 +51,15 @@ def find_images(arguments: list[str]) -> list[Path]:
             raise UserError(f"{argument}: no image found; expected a file, a folder or a pattern that matches some")
         found += here
     return list(dict.fromkeys(found))
+
+
+def check_out(folder: Path, images: list[Path]) -> None:
+    """Raise UserError where results cannot be written, or could overwrite what lies beside the images."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out: {folder} is a file; name a folder")
+    for image in images:
+        if image.resolve().parent == folder.resolve():
+            raise UserError(f"--out: {folder} holds {image.name} itself; name another folder for the results")
 
 
 def output_names(images: list[Path]) -> list[str]:
@@ -66,7 +75,9 @@ def output_names(images: list[Path]) -> list[str]:
 def write_depth(folder: Path, name: str, depth, max_depth: float) -> float:
     """Write the three files of one image; returns the PNG's scale (values per metre).
 
-    Millimetres where the range allows it, else KITTI's 1/256 m. 0 stands for no value.
+    Args:
+      depth: (H, W) float32 metres.
+      max_depth: metres that the model can predict at most: millimetres where 16 bits hold it, else KITTI's 1/256 m.
     """
     import numpy as np
     from PIL import Image, PngImagePlugin
@@ -97,10 +108,11 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
         raise UserError("name at least one image, folder or pattern (see --help)")
     images = find_images(arguments)
     names = output_names(images)
+    folder, bad = Path(values.out), 0
+    check_out(folder, images)
     from jdepth import predictor
 
     model = predictor.load(values.checkpoint, backbone=values.backbone, model=values.model, kind=values.kind)
-    folder, bad = Path(values.out), 0
     began = time.perf_counter()
     for number, (image, name) in enumerate(zip(images, names, strict=True), 1):
         try:
@@ -109,11 +121,8 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
             bad += 1
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             continue
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            scale = write_depth(folder, name, depth, model.max_depth)
-        except OSError as error:
-            raise UserError(f"{folder}: cannot write there: {error}") from error
+        folder.mkdir(parents=True, exist_ok=True)
+        scale = write_depth(folder, name, depth, model.max_depth)
         rate = number / (time.perf_counter() - began)
         print(
             f"{number}/{len(images)}  {image} -> {folder / name}_depth.png (metres = value / {scale:g})  "

@@ -4,6 +4,7 @@ A path is a run's workdir (its best parameters) or a converted file that holds a
 """
 
 import math
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from jdepth import config as config_module
 from jdepth import scoring
@@ -49,18 +50,18 @@ class Predictor:
         """Depth (H, W) float32 in metres at the image's own size.
 
         Args:
-          image: path, Pillow image, or (H, W, 3) uint8 RGB array.
+          image: path, Pillow image, or (H, W, 3) uint8 RGB array; see `read_image`.
           flip: average with the prediction for the mirror image.
 
-        Raises UserError for what is not an image.
+        Compiles once per image size. Raises UserError for what is not an image.
         """
         pixels = read_image(image)
         height, width = pixels.shape[:2]
         network_input = geometry.resize(pixels, self._input_size(height, width), area=self.shrink_by_area)
-        forward = self._forwards.setdefault(
-            flip, scoring.depth_forward(self.model, self.min_depth, self.max_depth, flip)
-        )
-        return np.asarray(forward(self.params, jnp.asarray(network_input[None]), (height, width))[0], np.float32)
+        if flip not in self._forwards:
+            self._forwards[flip] = scoring.depth_forward(self.model, self.min_depth, self.max_depth, flip)
+        depth = self._forwards[flip](self.params, jnp.asarray(network_input[None]), (height, width))
+        return np.asarray(depth[0], np.float32)
 
     def _input_size(self, height: int, width: int) -> tuple[int, int]:
         if self.input_area is None:
@@ -70,27 +71,48 @@ class Predictor:
 
 
 def read_image(image) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of a path, Pillow image or array; upright as its EXIF tag says."""
+    """(H, W, 3) uint8 RGB of a path, Pillow image or array; upright as its EXIF tag says.
+
+    Grey is repeated, alpha dropped, and of 16 bits the upper eight are taken, as in training. Raises
+    UserError for anything else, such as floating-point pixels, whose range nothing tells.
+    """
     if isinstance(image, np.ndarray):
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
             raise UserError(f"image array of shape {image.shape} and type {image.dtype}: expected (H, W, 3) uint8 RGB")
         return image
-    name = "image" if isinstance(image, Image.Image) else str(image)
+    if isinstance(image, Image.Image):
+        return _pixels(image, "image")
+    if not isinstance(image, str | Path):
+        raise UserError(f"image of type {type(image).__name__}: expected a path, a Pillow image or a NumPy array")
     try:
-        opened = image if isinstance(image, Image.Image) else Image.open(image)
-        opened = ImageOps.exif_transpose(opened)
-        if opened.mode.startswith(("I", "F")):
-            values = np.asarray(opened, np.float64)
-            scale = 257.0 if values.max(initial=0) > 255 else 1.0
-            opened = Image.fromarray(np.clip(values / scale, 0, 255).astype(np.uint8))
-        return np.asarray(opened.convert("RGB"))
+        with Image.open(image) as opened:
+            return _pixels(opened, str(image))
     except FileNotFoundError as error:
-        raise UserError(f"{name}: no such file") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{image}: no such file") from error
+    except UnidentifiedImageError as error:
+        raise UserError(f"{image}: not an image file") from error
+    except (OSError, Image.DecompressionBombError) as error:
+        raise UserError(f"{image}: not a readable image ({error})") from error
+
+
+def _pixels(image: Image.Image, name: str) -> np.ndarray:
+    try:
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I"):
+            values = np.asarray(upright)
+            if values.min() < 0 or values.max() > 65535:
+                raise UserError(f"{name}: pixels from {values.min()} to {values.max()}, expected 8 or 16 bits")
+            upright = Image.fromarray((values >> 8).astype(np.uint8))
+        elif upright.mode == "F":
+            raise UserError(f"{name}: floating-point pixels, expected 8 or 16 bits")
+        return np.asarray(upright.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:  # what Pillow raises on damage
         raise UserError(f"{name}: not a readable image ({error})") from error
 
 
-def load(path: str | Path, *, backbone: str | Path | None = None, model: str | None = None, kind: str = "best") -> Predictor:
+def load(
+    path: str | Path, *, backbone: str | Path | None = None, model: str | None = None, kind: str = "best"
+) -> Predictor:
     """A predictor from a run's workdir or a weights file.
 
     Args:
@@ -101,14 +123,21 @@ def load(path: str | Path, *, backbone: str | Path | None = None, model: str | N
 
     Raises UserError for anything that is not a complete depth model.
     """
+    if kind not in ("best", "last"):
+        raise UserError(f"kind {kind!r}: choose best or last")
     path = Path(path)
-    if (path / "config.json").is_file() and (path / "checkpoints").is_dir():
-        return _from_run(path, backbone, kind)
-    if path.is_dir() and (path.parent / "config.json").is_file() and path.name == "checkpoints":
-        return _from_run(path.parent, backbone, kind)
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; expected a run's workdir or a converted weights file")
+    if _is_run(path):
+        return _from_run(path, backbone, kind)
+    around = next((folder for folder in list(path.absolute().parents)[:4] if _is_run(folder)), None)
+    if around is not None and path.is_dir():
+        raise UserError(f"{path}: lies within a run; name the run's folder {around}, and --kind best or last")
     return _from_file(path, backbone, model)
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and (folder / "checkpoints").is_dir()
 
 
 def _from_run(workdir: Path, backbone: str | Path | None, kind: str) -> Predictor:
@@ -116,9 +145,16 @@ def _from_run(workdir: Path, backbone: str | Path | None, kind: str) -> Predicto
 
     config = config_module.read_json(workdir / "config.json")
     model = experiment.build_model(config)
+    if kind == "best" and not checkpoint.steps(workdir, "best") and checkpoint.steps(workdir, "last"):
+        raise UserError(f"{workdir}: nothing was evaluated yet, so there is no best checkpoint; use --kind last")
     params = checkpoint.read_any_params(workdir, kind)
-    if config["backbone"]["train"] == "frozen":
+    if config["backbone"]["train"] != "frozen":
+        if backbone is not None:
+            raise UserError(f"{workdir}: has trained its own backbone; leave --backbone out")
+    else:
         file = str(backbone or config["backbone"]["weights"])
+        if not Path(file).exists():
+            raise UserError(f"{workdir}: needs its frozen backbone, which is not at {file}; name it with --backbone")
         loaded = weights.load(file, parts=("backbone",), backbone=config["backbone"]["name"]).params["backbone"]
         found, expected = weights.fingerprint(loaded), checkpoint.read_clock(workdir)["backbone"]
         if found != expected:
@@ -129,7 +165,7 @@ def _from_run(workdir: Path, backbone: str | Path | None, kind: str) -> Predicto
         params["backbone"] = depth_model.cast_frozen(loaded, model.backbone.dtype)
     size = trained_size(config)
     return Predictor(
-        name=f"{workdir.name} ({kind})",
+        name=f"{workdir.resolve().name} ({kind})",
         model=model,
         params=params,
         min_depth=config["depth_range"]["min"],
@@ -153,6 +189,8 @@ def _from_file(path: Path, backbone: str | Path | None, model: str | None) -> Pr
     params, info = dict(loaded.params), loaded.info
     if "depth_head" not in params:
         raise UserError(f"{path}: holds the backbone {info.model} only; a depth model needs decoder and head too")
+    if backbone is not None and "backbone" in params:
+        raise UserError(f"{path}: holds its backbone already; leave --backbone out")
     if backbone is not None:
         params["backbone"] = weights.load(backbone, parts=("backbone",), backbone=info.backbone).params["backbone"]
     if "backbone" not in params:

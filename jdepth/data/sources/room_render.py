@@ -20,7 +20,7 @@ class Render(NamedTuple):
     facing: np.ndarray
 
 
-_LAMP = Light((0, 0, 0), (2.0, 2.0, 2.0), 1.2)  # flash on the camera, of the same strength in every room
+_LAMP = Light((0, 0, 0), (2.4, 2.4, 2.4), 1.1)  # flash on the camera, of the same strength in every room
 _SHADOW = 0.3  # metres over which the dark patch under an object fades out
 
 

@@ -333,8 +333,8 @@ def _camera(rng, scene: Scene) -> Camera:
         views = _probe(scene, camera, local, half, axes)
         closest, typical = views.min(), np.median(views)
         if closest > 0.35 and typical > 0.7:
-            # A blank wall at arm's length is a rare picture; a view into the room is a common one.
-            if typical > 1.3 or rng.random() < 0.55:
+            # Views into the room are to outnumber blank walls close by.
+            if typical > 1.3 or rng.random() < 0.75:
                 return camera
         if closest > best_view:
             best, best_view = camera, closest
