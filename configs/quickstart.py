@@ -17,7 +17,7 @@ def get_config():
             steps=900,
             alpha=0.9,
             task="mldc",
-            batch={"depth": 8, "auxiliary": 8},
+            batch={"depth": 8, "auxiliary": 4},
             precision="float32",
             backbone={"name": "vit_nano14", "train": "full", "lr_ratio": 1.0},
             decoder={"channels": 32},
@@ -27,7 +27,8 @@ def get_config():
                     "name": "rooms",
                     "rooms": 2048,
                     "rooms_size": ROOMS_SIZE,
-                    "augmentation": {"fixed_crop": (), "crop": SIZE},
+                    # Brightness tells distance in rooms lit by a flash: colours stay as they are.
+                    "augmentation": {"fixed_crop": (), "crop": SIZE, "colour_probability": 0.0},
                 },
                 "auxiliary": {
                     "name": "rooms",

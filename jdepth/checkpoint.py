@@ -69,7 +69,7 @@ class Checkpoints:
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             optimizers=ocp.args.StandardSave(state.optimizers),
-            clock=ocp.args.JsonSave(clock),
+            clock=ocp.args.JsonSave(dict(clock)),  # written later, when the caller's may have moved on
         )
         self._last.save(int(clock["step"]), args=items)
 
@@ -80,11 +80,15 @@ class Checkpoints:
         self._best.wait_until_finished()
 
     def keep_best(self, step: int | None) -> None:
-        """Drop every `best` but that of `step`, once `last` is complete."""
-        self.wait()
-        for other in steps(self._workdir, "best"):
-            if other != step:
-                shutil.rmtree(folder(self._workdir, "best") / str(other))
+        """Drop every `best` but that of `step`, once the `last` that names it is complete.
+
+        Waits only if there is one to drop, that is after a new best.
+        """
+        others = [other for other in steps(self._workdir, "best") if other != step]
+        if others:
+            self.wait()
+        for other in others:
+            shutil.rmtree(folder(self._workdir, "best") / str(other))
 
     def restore(self, like: TrainState) -> Restored | None:
         """The newest complete `last`, placed as `like` is; None if there is none."""

@@ -38,7 +38,7 @@ class Predictor:
 
     name: str
     model: DepthModel
-    params: Mapping[str, Any]
+    params: Mapping[str, Any] = field(repr=False)
     min_depth: float
     max_depth: float
     input_area: int | None = None

@@ -4,6 +4,7 @@ Depth follows DINOv2's whole-image protocol: predict on the image (and its mirro
 prediction to the depth range, resize it to the image's own size, average, compare per image.
 """
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from jdepth.tasks import Task
 Params = Mapping[str, Any]
 # Pixels per image that the best constant is computed from, evenly spaced.
 CONSTANT_PIXELS = 20_000
+PROGRESS_SECONDS = 10.0
 
 
 def depth_forward(
@@ -45,7 +47,11 @@ def depth_forward(
 
 
 def score_depth(
-    forward: Callable, params: Params, batches: Iterable[Mapping[str, np.ndarray]], place: Callable = jnp.asarray
+    forward: Callable,
+    params: Params,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    place: Callable = jnp.asarray,
+    total_images: int = 0,
 ) -> dict[str, float]:
     """Mean of the per-image depth errors over all images of `batches`.
 
@@ -54,12 +60,18 @@ def score_depth(
       batches: dicts with image (B, H, W, 3) uint8, depth (B, H0, W0) metres, mask (B, H0, W0) bool and
         weight (B,), 0 for entries that only fill up.
       place: puts host arrays on the devices.
+      total_images: for the progress line that is printed every ten seconds; 0 prints none.
     """
-    total = metrics.DepthSum.zero()
+    total, began, told, done = metrics.DepthSum.zero(), time.perf_counter(), time.perf_counter(), 0
     for batch in batches:
         depth = forward(params, place(batch["image"]), batch["depth"].shape[1:])
         errors = _errors(depth, place(batch["depth"]), place(batch["mask"]))
         total = total.add(errors, batch["weight"])
+        done += int(batch["weight"].sum())
+        now = time.perf_counter()
+        if total_images and now - told > PROGRESS_SECONDS:
+            rate, told = done / (now - began), now
+            print(f"evaluated {done}/{total_images} images  {rate:.2f} images/s  ETA {(total_images - done) / rate:.0f} s")
     return total.compute() | {"images": int(total.count)}
 
 

@@ -252,7 +252,8 @@ class DeadHead:
 def _mean_rows(rows: list) -> dict[str, Any]:
     host = jax.device_get(rows)
     mean = {k: float(np.mean([row[k] for row in host], dtype=np.float64)) for k in sorted(host[0])}
-    bad = [k for k, v in mean.items() if k.endswith("/loss") and not np.isfinite(v)]
+    # The gradient too: a loss masked pixel by pixel can be finite where the prediction is not.
+    bad = [k for k, v in mean.items() if k.endswith(("/loss", "/gradient_norm")) and not np.isfinite(v)]
     if bad:
         raise UserError(f"{bad[0]} is not finite: lower config.optimizer.rate, or check the data with --dry_run")
     return {"mean": mean, "each": [float(row["depth/at_min_depth"]) for row in host]}
@@ -274,7 +275,7 @@ def _check_workdir(workdir: Path, config: Config) -> None:
                 f"{workdir}: holds a run of another config ({'; '.join(changed[:5])}): "
                 "set config.workdir to a new folder, or undo the change to go on"
             )
-    elif workdir.is_dir() and any(workdir.iterdir()):
+    elif workdir.is_dir() and any(path.name != "config.json.tmp" for path in workdir.iterdir()):
         raise UserError(f"config.workdir: {workdir} has files but no config.json of a run; name a new folder")
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import jax
 import pytest
 
+pytest_plugins = ("tiny_run",)
 SAMPLES = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

@@ -1,6 +1,8 @@
 """The commands' common front: exit codes, one line per mistake, help."""
 
 import errno
+import subprocess
+import sys
 
 import pytest
 from absl import flags
@@ -57,7 +59,7 @@ def test_our_own_mistakes_are_not_hidden():
         call(raising(ZeroDivisionError()))
 
 
-def test_a_closed_pipe_is_silent(capfd):
+def test_a_closed_pipe_is_silent():
     code = """
 import sys
 from jdepth import command_line
@@ -66,9 +68,6 @@ def main(values, arguments):
         print("a line of output", i)
 command_line.run(main, "usage", lambda values: None, ["x"])
 """
-    import subprocess
-    import sys
-
     reader = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -115,8 +114,6 @@ def test_two_commands_share_a_process_without_clashing(capsys):
 def test_the_process_arguments_are_put_back(monkeypatch):
     monkeypatch.setattr("sys.argv", ["pytest", "one"])
     call(Command(lambda values, arguments: None), "--number=1")
-    import sys
-
     assert sys.argv == ["pytest", "one"]
 
 

@@ -12,8 +12,8 @@ from jdepth.models import depth_model
 from jdepth.models.vit import ViTConfig
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = ViTConfig(name="small", width=64, depth=4, heads=2, hidden=256, taps=(0, 1, 2, 3), grid=4)
-CHANNELS, SIZE, BATCH = 16, (84, 112), 2
+SMALL = ViTConfig(name="small", width=128, depth=4, heads=2, hidden=512, taps=(0, 1, 2, 3), grid=4)
+CHANNELS, SIZE, BATCH = 64, (84, 112), 2
 MODEL = depth_model.build(SMALL, channels=CHANNELS)
 SETTINGS = optim.OptimizerSettings(steps=10)
 Array = jax.ShapeDtypeStruct
@@ -93,13 +93,13 @@ def test_alpha_one_costs_what_depth_alone_costs():
     alone, arguments = depth_only()
     assert flops.count(joint, *given) == flops.count(alone, *arguments)
     both, *more = abstract(0.9)
-    assert flops.count(both, *more) > 1.9 * flops.count(joint, *given)
+    assert flops.count(both, *more) > 1.3 * flops.count(joint, *given)
 
 
 def test_a_frozen_backbone_costs_its_forward_pass_and_nothing_flows_back_into_it():
     joint, *given = abstract(1.0)
     assert flops.count(joint, *given) - backbone_forward() == decoding(towards_taps=False)
-    assert decoding(towards_taps=True) > 1.05 * decoding(towards_taps=False)
+    assert decoding(towards_taps=True) > decoding(towards_taps=False)
     # Two batches share one pass over packed tokens, which costs what two passes would.
     assert backbone_forward(2) == 2 * backbone_forward()
 
@@ -115,25 +115,46 @@ def test_a_trained_backbone_costs_three_forward_passes():
 
 @pytest.fixture(scope="module")
 def compiled():
-    """The small network's steps with α = 1, alone and in the joint program, and α = 0.9 trained in full."""
+    """The small network's step with α = 1, written for depth alone and as the joint program."""
     alone, arguments = depth_only()
     joint, *given = abstract(1.0)
-    both, *more = abstract(0.9, full=True)
     return {
         "alone": (jax.jit(alone).lower(*arguments).compile(), alone, arguments),
-        "alpha 1": (jax.jit(joint).lower(*given).compile(), joint, given),
-        "full": (jax.jit(both, donate_argnums=0).lower(*more).compile(), both, more),
+        "joint": (jax.jit(joint).lower(*given).compile(), joint, given),
     }
 
 
-def test_counts_agree_with_xla(compiled):
-    counted = {k: (flops.count(f, *a), c.cost_analysis()["flops"]) for k, (c, f, a) in compiled.items()}
-    for name, (ours, xla) in counted.items():
-        print(f"{name}: counted {ours / 1e6:.1f} M, XLA {xla / 1e6:.1f} M, ratio {xla / ours:.4f}")
-    # XLA also counts element-wise work, dear at this width: about 60 operations per entry of the widest map.
-    elementwise = {k: xla - ours for k, (ours, xla) in counted.items()}
-    assert all(0 <= extra < 0.1 * counted[k][0] for k, extra in elementwise.items())
-    assert counted["alpha 1"][1] == pytest.approx(counted["alone"][1], rel=1e-3)
+def test_compiled_alpha_one_costs_what_depth_alone_costs(compiled):
+    alone, joint = (compiled[k][0].cost_analysis()["flops"] for k in ("alone", "joint"))
+    # The joint step also reports the gradient's norm, rate and β1, and counts the step.
+    assert joint == pytest.approx(alone, rel=1e-3)
+
+
+def test_the_count_of_a_whole_step_agrees_with_xla(compiled):
+    program, function, given = compiled["joint"]
+    counted, xla = flops.count(function, *given), program.cost_analysis()["flops"]
+    print(f"counted {counted / 1e6:.1f} M, XLA {xla / 1e6:.1f} M, ratio {xla / counted:.4f}")
+    # XLA counts element-wise work too, which weighs the less the wider the network is.
+    assert counted <= xla <= 1.02 * counted
+
+
+def _memory_ratio(program, function, given) -> float:
+    memory = program.memory_analysis()
+    ratio = flops.peak_bytes(function, *given) / (memory.argument_size_in_bytes + memory.temp_size_in_bytes)
+    print(f"estimated / compiled memory = {ratio:.2f}")
+    return ratio
+
+
+def test_estimated_memory_against_the_compiled_program(compiled):
+    assert 0.6 <= _memory_ratio(*compiled["joint"]) <= 1.6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("full", [False, True], ids=["frozen", "full"])
+def test_estimated_memory_of_both_tasks(full):
+    joint, *given = abstract(0.9, full)
+    program = jax.jit(joint, donate_argnums=0).lower(*given).compile()
+    assert 0.6 <= _memory_ratio(program, joint, given) <= 1.6
 
 
 def test_matrix_products_and_convolutions_are_counted_as_xla_counts_them():
@@ -148,7 +169,7 @@ def test_matrix_products_and_convolutions_are_counted_as_xla_counts_them():
         (convolution((2, 1), ((1, 0), (2, 1)), lhs_dilation=(1, 2), feature_group_count=2), x, grouped),
     ]
     for function, *given in cases:
-        gradient = jax.grad(lambda a, b, f=function: f(a, b).sum(), (0, 1))
+        gradient = jax.grad(lambda a, b, f=function: (f(a, b) ** 2).sum(), (0, 1))
         for f in (function, gradient):
             xla = jax.jit(f).lower(*given).compile().cost_analysis()["flops"]
             assert flops.count(f, *given) == pytest.approx(xla, rel=0.02)
@@ -160,15 +181,6 @@ def test_loops_and_branches():
     assert flops.count(lambda a: jax.lax.fori_loop(0, 5, lambda _, b: b @ a, a), a) == 5 * product
     assert flops.count(lambda a: jax.lax.cond(a[0, 0] > 0, lambda: a @ a @ a, lambda: a @ a), a) == 2 * product
     assert flops.count(jax.jit(jax.checkpoint(lambda a: a @ a)), a) == product
-
-
-def test_estimated_memory_against_the_compiled_program(compiled):
-    for name, (program, function, given) in compiled.items():
-        memory = program.memory_analysis()
-        used = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-        ratio = flops.peak_bytes(function, *given) / used
-        print(f"{name}: estimated / compiled = {ratio:.2f}")
-        assert 0.6 <= ratio <= 1.6, name
 
 
 # ---- The paper's run --------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -20,6 +21,7 @@ from tiny_config import PICO, PICO_SIZE, ROOT, plain
 from jdepth import checkpoint, command_line, evaluate, experiment, logbook, train, weights
 from jdepth.errors import UserError
 from jdepth.models import vit
+from jdepth.step import TrainState
 from jdepth.weights import catalogue
 
 
@@ -175,6 +177,40 @@ def test_three_kills_at_random_moments(cache, tmp_path):
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
+def test_a_checkpoint_holds_its_own_step_although_training_goes_on(tmp_path):
+    state = TrainState({"a": jnp.zeros((1000, 1000))}, {"o": jnp.zeros((1000, 1000))}, jnp.zeros((), jnp.int32))
+    ahead = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
+    checkpoints, clock = checkpoint.Checkpoints(tmp_path), {}
+    for number in (1, 2):
+        state = jax.block_until_ready(ahead(state))
+        clock |= {"step": number, "consumed": number}
+        checkpoints.save(state, clock)
+        for _ in range(9):
+            state = ahead(state)
+        jax.block_until_ready(state)
+        clock |= {"consumed": -1}
+        checkpoints.wait()
+        restored = checkpoints.restore(state)
+        expected = 1 + 10 * (number - 1)
+        assert np.unique(restored.state.params["a"]) == np.unique(restored.state.optimizers["o"]) == expected
+        assert restored.clock == {"step": number, "consumed": number} and int(restored.state.step) == number
+    checkpoints.close()
+
+
+def test_only_the_named_best_stays(tmp_path):
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    for number in (1, 2, 3):
+        checkpoints.save_best(number, {"a": jnp.full(3, float(number))})
+    checkpoints.keep_best(2)
+    checkpoints.close()
+    assert checkpoint.steps(tmp_path, "best") == [2]
+    like = {"a": jax.ShapeDtypeStruct((3,), jnp.float32, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))}
+    held, number = checkpoint.read_params(tmp_path, "best", like)
+    assert number == 2 and float(held["a"][0]) == 2.0
+    with pytest.raises(UserError, match="no checkpoint"):
+        checkpoint.read_params(tmp_path, "last", like)
+
+
 # ---- Devices ----------------------------------------------------------------------------------------
 
 
@@ -226,7 +262,7 @@ def test_a_frozen_backbone_is_told_from_another(pico, tmp_path, capsys):
         params = model.lazy_init(
             jax.random.key(seed), jax.ShapeDtypeStruct((1, 28, 28, 3), np.float32), final_norm=True
         )["params"]
-        weights.save(tmp_path / f"{seed}.safetensors", jax.device_get(params), info)
+        weights.save(tmp_path / f"{seed}.safetensors", {"backbone": jax.device_get(params)}, info)
     given = {"backbone.train": "frozen", "backbone.weights": str(tmp_path / "1.safetensors")}
     short = SHORT | {"alpha": 1.0}
     config = plain(tmp_path / "run", **short, **given)

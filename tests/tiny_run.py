@@ -1,8 +1,10 @@
 """What tests of the commands share: a short run, a depth model's file, a folder of images, one call.
 
-Compiling costs most of such a test, so it is done without optimisation and kept for the session.
+The fixtures are registered in conftest.py and made once per session. Compiling costs most of such a test:
+it is done without optimisation and kept.
 """
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -14,7 +16,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 from tiny_config import PICO, PICO_SIZE, plain
 
-from jdepth import command_line, experiment, train, weights
+from jdepth import command_line, weights
 from jdepth.models import vit
 from jdepth.weights import catalogue
 
@@ -22,58 +24,72 @@ from jdepth.weights import catalogue
 SHORT = {"steps": 2, "log.every": 1, "checkpoint.every": 1, "evaluate.every": 1, "evaluate.rooms": 3}
 HEIGHT, WIDTH = 30, 42
 
-_session: dict = {}
 
-
-@pytest.fixture(scope="module")
-def quick(tmp_path_factory):
-    """Make the narrow backbone known, compile without optimisation and keep what was compiled."""
-    if "cache" not in _session:
-        _session["cache"] = tmp_path_factory.mktemp("compiled")
+@contextlib.contextmanager
+def quickly(cache: Path):
+    """The narrow backbone is known, nothing is optimised, and what is compiled is kept in `cache`."""
+    wanted = {
+        "jax_disable_most_optimizations": True,
+        "jax_compilation_cache_dir": str(cache),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {key: jax.config.values[key] for key in wanted}
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(vit.BACKBONES, PICO.name, PICO)
         patch.setitem(catalogue.SIZES, PICO.name, PICO_SIZE)
-        wanted = {
-            "jax_disable_most_optimizations": True,
-            "jax_compilation_cache_dir": str(_session["cache"]),
-            "jax_persistent_cache_min_compile_time_secs": 0.0,
-            "jax_persistent_cache_min_entry_size_bytes": -1,
-        }
-        before = {key: getattr(jax.config, key) for key in wanted}
-        _configure(wanted)
-        yield
-        _configure(before)
+        try:
+            _configure(wanted)
+            yield
+        finally:
+            _configure(before)
 
 
 def _configure(settings: dict) -> None:
     for key, value in settings.items():
         jax.config.update(key, value)
+    # Whether there is a cache was settled by the process's first compilation.
     compilation_cache.reset_cache()
 
 
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory) -> Path:
+    """Folder of everything compiled in this session."""
+    return tmp_path_factory.mktemp("compiled")
+
+
 @pytest.fixture(scope="module")
-def run(quick, tmp_path_factory) -> Path:
-    """Workdir of a finished run, trained once per session; not to be changed."""
-    if "run" not in _session:
-        workdir = tmp_path_factory.mktemp("runs") / "tiny"
+def quick(compiled):
+    """`quickly`, for all tests of a module."""
+    with quickly(compiled):
+        yield
+
+
+@pytest.fixture(scope="session")
+def run(compiled, tmp_path_factory) -> Path:
+    """Workdir of a finished run; not to be changed."""
+    from jdepth import train
+
+    workdir = tmp_path_factory.mktemp("runs") / "tiny"
+    with quickly(compiled):
         train.train(plain(workdir, **SHORT))
-        _session["run"] = workdir
-    return _session["run"]
+    return workdir
 
 
-@pytest.fixture(scope="module")
-def model_file(quick, tmp_path_factory) -> Path:
+@pytest.fixture(scope="session")
+def model_file(compiled, tmp_path_factory) -> Path:
     """A complete depth model in one file, with random parameters; not to be changed."""
-    if "model_file" not in _session:
-        config = plain(tmp_path_factory.mktemp("unused"), alpha=1.0)
+    from jdepth import experiment
+
+    path = tmp_path_factory.mktemp("files") / "tiny.safetensors"
+    info = weights.WeightsInfo("dinov2_dpt", "tiny_dpt", PICO.name, 8, 0.001, 10.0, "test", "none")
+    with quickly(compiled):
+        config = plain(path.parent, alpha=1.0)
         params = jax.device_get(experiment.fresh_params(config, experiment.build_model(config), []))
-        # A final layer near zero gives the same depth everywhere: make the picture matter.
+        # The final layer starts near zero: make the picture matter.
         params["depth_head"]["conv3"]["kernel"] = np.full_like(params["depth_head"]["conv3"]["kernel"], 3.0)
-        path = tmp_path_factory.mktemp("files") / "tiny.safetensors"
-        info = weights.WeightsInfo("dinov2_dpt", "tiny_dpt", PICO.name, 8, 0.001, 10.0, "test", "none")
         weights.save(path, params, info)
-        _session["model_file"] = path
-    return _session["model_file"]
+    return path
 
 
 def save_backbone(path: Path, name: str = PICO.name, seed: int = 1) -> Path:

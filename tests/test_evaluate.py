@@ -1,0 +1,148 @@
+"""Evaluation from the command line: runs and weights files, on rooms and folders, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_run import call, folder_set, picture, refused
+
+from jdepth import evaluate, predictor
+from jdepth.data import protocols
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+SCORES = {"AbsRel", "SqRel", "RMSE", "RMSElog", "SILog", "log10", "d1", "d2", "d3"}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty current folder."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def scored(capsys, *arguments) -> tuple[dict, str]:
+    """(content of the JSON file, what was printed)."""
+    capsys.readouterr()
+    assert call(evaluate, *arguments) == 0
+    out = capsys.readouterr().out
+    path = out.rsplit("written to ", 1)[1].strip()
+    with open(path) as file:
+        return json.load(file), out
+
+
+def test_a_run_is_scored_as_in_training(run, here, tmp_path, capsys):
+    result, out = scored(capsys, f"--workdir={run}", f"--out={tmp_path}/result.json")
+    assert not list(here.iterdir())
+    expected = json.loads((run / "evaluation.json").read_text())
+    for key in SCORES:
+        assert result["depth"][key] == pytest.approx(expected["best"][key], rel=1e-5), key
+    assert result["depth"]["images"] == 3 and result["protocol"] == expected["protocol"]
+    assert result["constant_AbsRel"] == pytest.approx(expected["constant_AbsRel"])
+    assert {"task": "mldc", "dataset": "rooms", "split": "val"}.items() <= result["auxiliary"].items()
+    assert 0 <= result["auxiliary"]["mAP"] <= 1
+    lines = out.splitlines()
+    assert lines[0] == "tiny (best) on rooms, 3 images"
+    assert lines[1] == expected["protocol"], "the protocol stands above the numbers"
+    assert "AbsRel" in lines[3] and f"{result['depth']['AbsRel']:.4f}" in lines[4]
+    assert any(line.startswith("mldc on rooms val: ") for line in lines)
+
+
+def test_limit_and_batch(run, tmp_path, capsys):
+    one, _ = scored(capsys, f"--workdir={run}", "--limit=2", f"--out={tmp_path}/a.json")
+    two, _ = scored(capsys, f"--workdir={run}", "--limit=2", "--batch=2", f"--out={tmp_path}/b.json")
+    assert one["depth"]["images"] == two["depth"]["images"] == 2
+    assert one["depth"]["AbsRel"] == pytest.approx(two["depth"]["AbsRel"], rel=1e-5)
+
+
+def test_rooms_of_another_split(run, here, capsys):
+    result, out = scored(capsys, f"--checkpoint={run}", "--dataset=rooms", "--split=test", "--limit=2", "--kind=last")
+    assert [p.name for p in here.iterdir()] == ["evaluation_rooms.json"]
+    assert result["model"] == "tiny (last)" and result["depth"]["images"] == 2 and "auxiliary" not in result
+    assert "input 48x64" in result["protocol"], "a run gets images at its training size"
+
+
+def test_a_file_on_a_folder_is_scored_against_its_depth(model_file, here, tmp_path, capsys):
+    description = folder_set(tmp_path / "set")
+    arguments = (f"--checkpoint={model_file}", "--dataset=folder", f"--path={description}")
+    result, out = scored(capsys, *arguments)
+    assert result["model"] == "tiny_dpt" and result["dataset"] == "made" and result["depth"]["images"] == 2
+    assert result["protocol"] == protocols.describe(protocols.protocol("whole")) and result["protocol"] in out
+    # AbsRel by hand: mean over images of mean |p - t| / t, with the mirror image.
+    model, errors = predictor.load(model_file), []
+    for name in ("a0.png", "a1.png"):
+        true = np.asarray(Image.open(tmp_path / "set" / "val" / "depth" / name)) / 1000
+        predicted = model(tmp_path / "set" / "val" / "rgb" / name, flip=True)
+        errors.append(np.mean(np.abs(predicted - true) / true))
+    assert result["depth"]["AbsRel"] == pytest.approx(np.mean(errors), rel=1e-4)
+    assert result["constant_AbsRel"] > 0
+    # A label that is no class does not matter to depth.
+    Image.fromarray(np.full(picture().shape[:2], 77, np.uint8)).save(tmp_path / "set" / "val" / "label" / "a0.png")
+    again, _ = scored(capsys, *arguments, "--protocol=whole80")
+    assert again["protocol"].startswith("whole80: ")
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ((), "give --workdir RUN, or --checkpoint PATH with --dataset NAME"),
+        (("--workdir=a", "--checkpoint=b"), "give --workdir RUN, or --checkpoint PATH with --dataset NAME"),
+        (("--checkpoint=b",), "--checkpoint needs a data set"),
+        (("--workdir=a", "--dataset=rooms"), "--dataset: a run is scored as its config says"),
+        (("--workdir=a", "--protocol=nyu"), "--protocol: a run is scored as its config says"),
+        (("--checkpoint=b", "--dataset=rooms", "--limit=-1"), "--limit"),
+        (("--checkpoint=b", "--dataset=rooms", "--batch=0"), "--batch"),
+        (("--checkpoint=b", "--dataset=rooms", "--kind=newest"), "--kind"),
+        (("--checkpoint=b", "--dataset=rooms"), "b: no such file or folder"),
+        (("--workdir=a", "--out=x.json"), "a: no such file or folder"),
+    ],
+)
+def test_wrong_flags_are_one_line(arguments, message, here, capsys):
+    assert message in refused(capsys, evaluate, *arguments)
+    assert not list(here.iterdir())
+
+
+def test_out_is_checked_before_anything_is_computed(here, capsys):
+    line = refused(capsys, evaluate, "--checkpoint=unread", "--dataset=rooms", "--out=nothere/result.json")
+    assert line == "error: --out: nothere/result.json: expected a file in an existing folder"
+    assert "expected a file" in refused(capsys, evaluate, "--checkpoint=unread", "--dataset=rooms", f"--out={here}")
+
+
+def test_wrong_data_sets(model_file, here, tmp_path, capsys):
+    def line(*arguments):
+        return refused(capsys, evaluate, f"--checkpoint={model_file}", *arguments)
+
+    assert "unknown data set 'romms' (did you mean 'rooms'?)" in line("--dataset=romms")
+    assert "data not found: nyu; expected data/nyu/dataset.json" in line("--dataset=nyu")
+    assert "expected there/nyu/dataset.json" in line("--dataset=nyu", "--data_dir=there")
+    assert "data set 'folder' needs a path" in line("--dataset=folder")
+    assert "not found: nothere" in line("--dataset=folder", "--path=nothere")
+    assert "no split 'tests'" in line("--dataset=rooms", "--split=tests")
+    labels = folder_set(tmp_path / "labels", depth=False)
+    assert "'made' has no depth; it has: ['label']" in line("--dataset=folder", f"--path={labels}")
+    assert not list(here.iterdir())
+
+
+def test_wrong_protocols(model_file, here, tmp_path, capsys):
+    arguments = (f"--checkpoint={model_file}", "--dataset=folder", f"--path={folder_set(tmp_path / 'set')}")
+    line = refused(capsys, evaluate, *arguments, "--protocol=nyuu")
+    assert "unknown evaluation protocol 'nyuu' (did you mean 'nyu'?)" in line
+    line = refused(capsys, evaluate, *arguments, "--protocol=nyu")
+    assert "protocol 'nyu' is defined for depth maps of 480x640" in line and "use protocol 'whole'" in line
+    assert not list(here.iterdir())
+
+
+def test_depth_without_a_valid_pixel(model_file, here, tmp_path, capsys):
+    description = folder_set(tmp_path / "set")
+    for path in (tmp_path / "set" / "val" / "depth").iterdir():
+        Image.fromarray(np.zeros(picture().shape[:2], np.uint16)).save(path)
+    line = refused(capsys, evaluate, f"--checkpoint={model_file}", "--dataset=folder", f"--path={description}")
+    assert "no image has a valid pixel under protocol whole" in line
+
+
+def test_a_weights_file_is_not_a_workdir(model_file, tmp_path, capsys):
+    line = refused(capsys, evaluate, f"--workdir={model_file}", f"--out={tmp_path}/x.json")
+    assert "is not a run; use --checkpoint with --dataset" in line

@@ -1,0 +1,286 @@
+"""Prediction: every kind of image, what is written, what is refused, and the same from Python."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_run import HEIGHT, WIDTH, call, picture, refused, save_backbone
+
+import jdepth
+from jdepth import predict, predictor
+from jdepth.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+@pytest.fixture(scope="module")
+def model(model_file):
+    return jdepth.load(model_file)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of three images."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number, suffix in enumerate(("png", "jpg", "bmp")):
+        Image.fromarray(picture(number)).save(folder / f"{number}.{suffix}")
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def written(folder):
+    return sorted(p.name for p in folder.iterdir()) if folder.exists() else []
+
+
+# ---- From Python --------------------------------------------------------------------------------------
+
+
+def test_depth_is_float32_metres_at_the_images_size(model):
+    depth = model(picture())
+    assert depth.shape == (HEIGHT, WIDTH) and depth.dtype == np.float32
+    assert model.min_depth <= depth.min() < depth.max() <= model.max_depth == 10.0
+
+
+def test_path_picture_and_array_agree(model, tmp_path):
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    expected = model(picture())
+    for given in (tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(picture())):
+        np.testing.assert_array_equal(model(given), expected)
+
+
+def test_flip_averages_with_the_mirror_image(model):
+    mirrored = model(picture()[:, ::-1])[:, ::-1]
+    np.testing.assert_allclose(model(picture(), flip=True), (model(picture()) + mirrored) / 2, atol=1e-5)
+
+
+def test_a_run_predicts_at_its_training_area(run):
+    model = predictor.load(run)
+    assert model.config is not None and model.input_area == 48 * 64
+    depth = model(picture(height=60, width=84))
+    assert depth.shape == (60, 84) and depth.dtype == np.float32
+    assert model.name == "tiny (best)" and predictor.load(run, kind="last").name == "tiny (last)"
+    assert len(repr(model)) < 10_000, "parameters are not part of it"
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((4, 4, 3), np.float32), np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8),
+        np.zeros((1, 4, 4, 3), np.uint8), np.zeros((0, 4, 3), np.uint8),
+    ],
+    ids=lambda a: f"{a.dtype}{a.shape}",
+)  # fmt: skip
+def test_wrong_arrays_are_refused(model, array):
+    with pytest.raises(UserError, match="expected .H, W, 3. uint8 RGB"):
+        model(array)
+
+
+def test_wrong_things_are_refused(model):
+    with pytest.raises(UserError, match="image of type list"):
+        model([1, 2])
+
+
+# ---- Images as they come ------------------------------------------------------------------------------
+
+
+def test_upright_as_the_exif_tag_says(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned by 90 degrees
+    Image.fromarray(picture()).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(predictor.read_image(tmp_path / "a.png"), np.rot90(picture(), -1))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_damaged_exif_does_not_matter(tmp_path):
+    Image.fromarray(picture()).save(tmp_path / "a.jpg", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff")
+    assert predictor.read_image(tmp_path / "a.jpg").shape == picture().shape
+
+
+def test_grey_palette_alpha_and_cmyk_become_rgb(tmp_path):
+    pixels = Image.fromarray(picture())
+    grey = np.asarray(pixels.convert("L"))
+    for name, image, expected in (
+        ("grey.png", pixels.convert("L"), np.repeat(grey[..., None], 3, 2)),
+        ("grey_alpha.png", pixels.convert("LA"), np.repeat(grey[..., None], 3, 2)),
+        ("alpha.png", Image.fromarray(np.dstack([picture(), grey])), picture()),
+        ("palette.png", pixels.quantize(255), np.asarray(pixels.quantize(255).convert("RGB"))),
+        ("bits.png", pixels.convert("1"), np.repeat(255 * np.asarray(pixels.convert("1"), np.uint8)[..., None], 3, 2)),
+        ("cmyk.tif", pixels.convert("CMYK"), picture()),
+    ):
+        image.save(tmp_path / name)
+        read = predictor.read_image(tmp_path / name)
+        assert read.dtype == np.uint8, name
+        np.testing.assert_array_equal(read, expected, err_msg=name)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("highest", [255, 65535])
+def test_sixteen_bits_are_read_as_in_training(tmp_path, suffix, highest):
+    from jdepth.data.sources import decode
+
+    values = np.random.default_rng(0).integers(0, highest + 1, (HEIGHT, WIDTH)).astype(np.uint16)
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(values).save(path)
+    np.testing.assert_array_equal(predictor.read_image(path), decode.read_image(path))
+    np.testing.assert_array_equal(predictor.read_image(path)[..., 0], values >> 8)
+
+
+def test_pixels_without_a_known_range_are_refused(tmp_path):
+    Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "float.tif")
+    Image.fromarray(np.full((4, 4), 70000, np.int32)).save(tmp_path / "wide.tif")
+    for name in ("float.tif", "wide.tif"):
+        with pytest.raises(UserError, match=f"{name}: .*expected 8 or 16 bits"):
+            predictor.read_image(tmp_path / name)
+
+
+def test_tiny_and_narrow_images(model):
+    assert model(picture(height=1, width=1)).shape == (1, 1)
+    assert model(picture(height=1, width=90)).shape == (1, 90)
+
+
+# ---- What the command writes --------------------------------------------------------------------------
+
+
+def test_one_image(model_file, photos, tmp_path, capsys, model):
+    out = tmp_path / "new" / "out"
+    assert call(predict, f"--checkpoint={model_file}", f"--out={out}", photos / "0.png") == 0
+    assert written(out) == ["0_colour.png", "0_depth.npy", "0_depth.png"]
+    depth = np.load(out / "0_depth.npy")
+    np.testing.assert_array_equal(depth, model(photos / "0.png"))
+    assert depth.dtype == np.float32 and depth.shape == (HEIGHT, WIDTH)
+    with Image.open(out / "0_depth.png") as png:
+        assert png.text == {"unit": "metres = value / scale", "scale": "1000", "kind": "metric depth"}
+        values = np.asarray(png)
+    assert values.dtype == np.uint16
+    np.testing.assert_allclose(values / 1000, depth, atol=0.5001e-3)
+    with Image.open(out / "0_colour.png") as coloured:
+        assert coloured.mode == "RGB" and coloured.width > WIDTH and coloured.height >= HEIGHT
+        assert len(np.unique(np.asarray(coloured).reshape(-1, 3), axis=0)) > 10
+    printed = capsys.readouterr().out
+    assert "1/1" in printed and "metres = value / 1000" in printed and "ETA 0 s" in printed
+
+
+def test_far_ranges_use_another_scale(tmp_path):
+    depth = np.linspace(0.1, 80, 20, dtype=np.float32).reshape(4, 5)
+    assert predict.write_depth(tmp_path, "a", depth, 80.0) == 256
+    with Image.open(tmp_path / "a_depth.png") as png:
+        np.testing.assert_allclose(np.asarray(png) / 256, depth, atol=0.5001 / 256)
+        assert png.text["scale"] == "256"
+
+
+def test_folder_pattern_and_flip(model_file, photos, tmp_path):
+    out = tmp_path / "folder"
+    assert call(predict, f"--checkpoint={model_file}", f"--out={out}", photos) == 0
+    assert len(written(out)) == 9 and {"0_depth.png", "1_depth.png", "2_depth.png"} <= set(written(out))
+    out = tmp_path / "pattern"
+    assert call(predict, f"--checkpoint={model_file}", f"--out={out}", "--flip", f"{photos}/*.[pj]*g") == 0
+    assert len(written(out)) == 6
+    mean = np.load(out / "0_depth.npy")
+    assert not np.array_equal(mean, np.load(tmp_path / "folder" / "0_depth.npy"))
+
+
+def test_a_runs_checkpoint(run, photos, tmp_path, capsys):
+    assert call(predict, f"--checkpoint={run}", f"--out={tmp_path}/out", "--kind=last", photos / "0.png") == 0
+    assert len(written(tmp_path / "out")) == 3
+    step = next((run / "checkpoints" / "best").iterdir())
+    line = refused(capsys, predict, f"--checkpoint={step}", f"--out={tmp_path}/inner", photos / "0.png")
+    assert f"lies within a run; name the run's folder {run}" in line
+    assert not (tmp_path / "inner").exists()
+
+
+def test_names(tmp_path):
+    folder = tmp_path / "a"
+    assert predict.output_names([folder / "x.png", folder / "y.png"]) == ["x", "y"]
+    assert predict.output_names([folder / "x.png", folder / "x.jpg"]) == ["x.png", "x.jpg"]
+    for clash in ([folder / "x.png", tmp_path / "b" / "x.png"], [folder / "x.png", folder / "x.jpg", folder / "x.png.gif"]):
+        with pytest.raises(UserError, match="two images named x.png"):
+            predict.output_names(clash)
+
+
+def test_find_images(photos, monkeypatch):
+    assert [p.name for p in predict.find_images([str(photos)])] == ["0.png", "1.jpg", "2.bmp"]
+    assert len(predict.find_images([str(photos), str(photos / "0.png"), f"{photos}/*.png"])) == 3, "each image once"
+    (photos / "odd[1].png").write_bytes((photos / "0.png").read_bytes())
+    assert predict.find_images([str(photos / "odd[1].png")]) == [photos / "odd[1].png"]
+    (photos / "folder.png").mkdir()
+    assert photos / "folder.png" not in predict.find_images([str(photos)])
+    monkeypatch.chdir(photos)
+    assert len(predict.find_images(["**/*.jpg"])) == 1
+
+
+# ---- What it refuses ----------------------------------------------------------------------------------
+
+
+def test_bad_images_do_not_stop_the_others(model_file, photos, tmp_path, capsys):
+    whole = (photos / "0.png").read_bytes()
+    (photos / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (photos / "empty.jpg").write_bytes(b"")
+    (photos / "text.png").write_text("not an image")
+    out = tmp_path / "out"
+    assert call(predict, f"--checkpoint={model_file}", f"--out={out}", photos) == 2
+    assert len(written(out)) == 9
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert len(errors) == 3 and all(line.startswith("error: ") for line in errors)
+    for name, line in zip(("cut.png", "empty.jpg", "text.png"), errors, strict=True):
+        assert str(photos / name) in line
+
+
+def test_nothing_is_written_for_a_bad_image(model_file, tmp_path, capsys):
+    (tmp_path / "a.png").write_text("not an image")
+    out = tmp_path / "out"
+    line = refused(capsys, predict, f"--checkpoint={model_file}", f"--out={out}", tmp_path / "a.png")
+    assert line == f"error: {tmp_path / 'a.png'}: not an image file"
+    assert not out.exists()
+
+
+def test_arguments_are_asked_for(model_file, photos, tmp_path, capsys):
+    checkpoint, out = f"--checkpoint={model_file}", f"--out={tmp_path / 'out'}"
+    assert "--checkpoint: name a run's workdir" in refused(capsys, predict, out, photos)
+    assert "--out: name the folder" in refused(capsys, predict, checkpoint, photos)
+    assert "name at least one image" in refused(capsys, predict, checkpoint, out)
+    for nothing in (tmp_path / "nothere.png", tmp_path / "*.gif", tmp_path):
+        assert f"{nothing}: no image found" in refused(capsys, predict, checkpoint, out, nothing)
+    assert "--kind" in refused(capsys, predict, checkpoint, out, "--kind=newest", photos)
+    assert not (tmp_path / "out").exists()
+
+
+def test_out_is_checked_before_anything_is_computed(photos, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    line = refused(capsys, predict, "--checkpoint=unread", f"--out={tmp_path / 'file'}", photos)
+    assert line == f"error: --out: {tmp_path / 'file'} is a file; name a folder"
+    assert (tmp_path / "file").read_text() == "mine"
+    # A depth map of the user's beside the images must not be overwritten by ours.
+    line = refused(capsys, predict, "--checkpoint=unread", f"--out={photos}", photos / "0.png")
+    assert "holds 0.png itself" in line
+    assert len(written(photos)) == 4
+    line = refused(capsys, predict, f"--checkpoint={tmp_path}/file", f"--out={tmp_path}/file/sub", photos)
+    assert "error: " in line and not list(tmp_path.glob("**/*_depth.*"))
+
+
+def test_checkpoints_that_are_none(photos, tmp_path, capsys):
+    def line(path, *more):
+        found = refused(capsys, predict, f"--checkpoint={path}", f"--out={tmp_path}/out", *more, photos / "0.png")
+        assert not (tmp_path / "out").exists() and str(path) in found
+        return found
+
+    assert "no such file or folder; expected a run's workdir" in line(tmp_path / "nothere")
+    assert "folder without weights" in line(photos)
+    line(photos / "0.png")
+    backbone = save_backbone(tmp_path / "backbone.safetensors")
+    assert "holds the backbone vit_pico14 only" in line(backbone)
+
+
+def test_parts_that_do_not_belong_together(model_file, run, photos, tmp_path, capsys):
+    backbone = save_backbone(tmp_path / "backbone.safetensors")
+    for path in (model_file, run):
+        with pytest.raises(UserError, match="leave --backbone out"):
+            predictor.load(path, backbone=backbone)
+    with pytest.raises(UserError, match="choose best or last"):
+        predictor.load(run, kind="newest")
+    (tmp_path / "begun" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "begun" / "config.json").write_bytes((run / "config.json").read_bytes())
+    with pytest.raises(UserError, match="has the run saved one yet"):
+        predictor.load(tmp_path / "begun")
+    (tmp_path / "begun" / "checkpoints" / "last" / "1").mkdir(parents=True)
+    with pytest.raises(UserError, match="use --kind last"):
+        predictor.load(tmp_path / "begun")
