@@ -61,9 +61,11 @@ def finish(process: subprocess.Popen, code: int = 0) -> str:
 
 
 def kill_after(process: subprocess.Popen, workdir, step: int, delay: float) -> None:
-    """SIGKILL `delay` seconds after the row of `step` was written."""
+    """SIGKILL `delay` seconds after the row of `step` was written, given that there is a checkpoint."""
     rows = workdir / "metrics.jsonl"
-    while process.poll() is None and not any(row["step"] >= step for row in logbook.read_rows(rows)):
+    while process.poll() is None:
+        if checkpoint.steps(workdir, "last") and any(row["step"] >= step for row in logbook.read_rows(rows)):
+            break
         time.sleep(0.005)
     time.sleep(delay)
     process.send_signal(signal.SIGKILL)

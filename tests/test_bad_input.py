@@ -1,0 +1,243 @@
+"""Training on data, weights and workdirs that are wrong: one line, exit code 2, nothing written or lost."""
+
+import json
+import os
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_config import ROOT
+from tiny_run import SHORT, call, folder_set, picture, refused, save_backbone
+
+from jdepth import checkpoint, logbook, main, weights
+from jdepth.data import order
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+TINY = f"--config={ROOT}/tests/tiny_config.py"
+NYU_MIX6 = f"--config={ROOT}/configs/nyu_mix6.py"
+
+
+def overrides(**changes) -> list[str]:
+    return [f"--config.{key}={value}" for key, value in changes.items()]
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch, capsys):
+    """Start a tiny run in tmp_path/run that must fail; gives its line of error. Nothing may be written."""
+    monkeypatch.chdir(tmp_path)
+
+    def started(*arguments, config=TINY, **changes) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        line = refused(capsys, main, config, "--config.workdir=run", *arguments, *overrides(**SHORT, **changes))
+        assert sorted(tmp_path.rglob("*")) == before
+        return line
+
+    return started
+
+
+def on_folder(description, **changes) -> dict:
+    """Changes of the tiny config to depth alone, read from a folder."""
+    return {
+        "alpha": 1.0,
+        "data.depth.name": "folder",
+        "data.depth.path": description,
+        "data.depth.augmentation.crop": "(28, 42)",
+        "evaluate.protocol": "whole",
+    } | changes
+
+
+# ---- Data ---------------------------------------------------------------------------------------------
+
+
+def test_the_papers_data_is_not_there(start):
+    line = start(config=NYU_MIX6)
+    assert "data not found: nyu, ade20k, sun37, cityscapes34, coco_stuff, voc21, context59; expected" in line
+    assert "data/nyu/dataset.json" in line and "README" in line
+    assert "expected elsewhere/nyu/dataset.json" in start(config=NYU_MIX6, data_dir="elsewhere", alpha=1.0)
+
+
+def test_unknown_names(start):
+    assert "unknown data set 'roms' (did you mean 'rooms'?)" in start(**{"data.depth.name": "roms"})
+    assert "unknown data set 'roms'" in start(**{"data.auxiliary.name": "roms"})
+    assert "mix6 is a mixture for the auxiliary task" in start(**{"data.depth.name": "mix6"})
+    assert "unknown evaluation protocol 'rums' (did you mean 'rooms'?)" in start(**{"evaluate.protocol": "rums"})
+    assert "no split 'vel'" in start(**{"evaluate.split": "vel"})
+    assert 'backbone "vit_nan14" is unknown: did you mean "vit_nano14"?' in start(**{"backbone.name": "vit_nan14"})
+    assert "set rooms and rooms_size" in start(**{"data.depth.rooms": 0})
+
+
+def test_a_protocol_that_does_not_fit_is_told_before_the_first_step(start):
+    line = start(**{"evaluate.protocol": "nyu"})
+    assert "protocol 'nyu' is defined for depth maps of 480x640" in line and "got 48x64" in line
+
+
+def test_a_folder_one_level_off(start, tmp_path):
+    description = folder_set(tmp_path / "outer" / "set")
+    assert "needs a path" in start(**on_folder(""))
+    for wrong in (tmp_path / "outer", tmp_path / "outer" / "set" / "train"):
+        line = start(**on_folder(wrong))
+        assert f"no dataset.json in {wrong}; there is one at {description}" in line
+    assert "not found: nothere" in start(**on_folder("nothere"))
+    fields = json.loads(description.read_text())
+    description.write_text(json.dumps(fields | {"root": ".."}))
+    line = start(**on_folder(description))
+    assert f"is root one level off? Set root to {tmp_path / 'outer' / 'set'}" in line
+
+
+def test_files_that_are_wrong_from_the_start(start, tmp_path):
+    description = folder_set(tmp_path / "set")
+    rgb, depth = (tmp_path / "set" / "train" / kind / "a1.png" for kind in ("rgb", "depth"))
+    whole = rgb.read_bytes()
+    rgb.write_text("not an image")
+    assert f"{rgb} is not an image file" in start(**on_folder(description))
+    Image.fromarray(picture(height=60)).save(rgb)
+    line = start(**on_folder(description))
+    assert f"image {rgb} is 60x42" in line and f"depth {depth} is 30x42" in line
+    rgb.write_bytes(whole)
+    depth.unlink()
+    assert "1 of 4 depth files of split 'train' not found" in start(**on_folder(description))
+    description.write_text("{")
+    assert f"{description} is not JSON" in start(**on_folder(description))
+
+
+def test_data_that_turns_out_wrong_while_training(tmp_path, monkeypatch, capsys):
+    """A truncated image in the middle: the last checkpoint stays, and mending it lets the run go on."""
+    monkeypatch.chdir(tmp_path)
+    description = folder_set(tmp_path / "set")
+    broken = tmp_path / "set" / "train" / "rgb" / f"a{order.Shuffled(4, 0, 'depth order')[3]}.png"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[: len(whole) * 3 // 4])
+    changes = SHORT | {"steps": 6, "evaluate.every": 6, "batch.depth": 1, "workdir": "run"}
+    arguments = (TINY, *overrides(**changes, **on_folder(description)))
+    line = refused(capsys, main, *arguments)
+    assert f"{broken} is damaged: the file ends early" in line
+    saved = checkpoint.steps(tmp_path / "run", "last")
+    assert saved == [3]
+    assert [row["step"] for row in logbook.read_rows(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3]
+    broken.write_bytes(whole)
+    assert call(main, *arguments) == 0
+    assert "going on from step 3 of 6" in capsys.readouterr().out
+    rows = [row["step"] for row in logbook.read_rows(tmp_path / "run" / "metrics.jsonl") if "depth/loss" in row]
+    assert rows == [1, 2, 3, 4, 5, 6]
+    assert checkpoint.steps(tmp_path / "run", "last") == [6]
+
+
+def test_a_label_out_of_range(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    description = folder_set(tmp_path / "set")
+    for path in (tmp_path / "set" / "train" / "label").iterdir():
+        Image.fromarray(np.full(picture().shape[:2], 7, np.uint8)).save(path)
+    given = {"data.auxiliary.name": "folder", "data.auxiliary.path": description, "data.auxiliary.split": "train"}
+    line = refused(capsys, main, TINY, *overrides(**SHORT, workdir="run", **given))
+    assert "holds the value 7, which is no class: 'made' has 3 classes" in line
+    assert str(tmp_path / "set" / "train" / "label") in line
+    assert checkpoint.steps(tmp_path / "run", "last") == []
+
+
+def test_a_task_without_its_labels(start, tmp_path):
+    description = folder_set(tmp_path / "set")
+    fields = json.loads(description.read_text())
+    del fields["label"]
+    description.write_text(json.dumps(fields))
+    line = start(**{"data.auxiliary.name": "folder", "data.auxiliary.path": description, "data.auxiliary.split": "train"})
+    assert "'made' has no label; it has depth" in line
+
+
+# ---- Weights ------------------------------------------------------------------------------------------
+
+
+def test_weights_that_do_not_fit(start, tmp_path, model_file):
+    def frozen(path, name="vit_pico14"):
+        return start(**{"backbone.train": "frozen", "backbone.weights": path, "backbone.name": name})
+
+    assert "config.backbone.weights: a frozen vit_pico14 needs its weights" in frozen("")
+    assert "nothere.pth" in frozen("nothere.pth")
+    pico = save_backbone(tmp_path / "pico.safetensors")
+    assert f"{pico}: belongs to the backbone vit_pico14, expected vit_nano14" in frozen(pico, "vit_nano14")
+    head = weights.load(model_file)
+    parts = {name: head.params[name] for name in ("decoder", "depth_head")}
+    weights.save(tmp_path / "head.safetensors", parts, head.info)
+    line = frozen(tmp_path / "head.safetensors")
+    assert "holds tiny_dpt (decoder and depth head), expected backbone" in line
+    (tmp_path / "text.pth").write_text("not weights")
+    assert str(tmp_path / "text.pth") in frozen(tmp_path / "text.pth")
+
+
+class Hostile:
+    """A pickle that runs a command when it is loaded carelessly."""
+
+    def __reduce__(self):
+        return os.mkdir, ("pickle_was_executed",)
+
+
+def test_a_hostile_pickle_is_not_executed(start, tmp_path):
+    path = tmp_path / "dinov2_vits14_pretrain.pth"
+    path.write_bytes(pickle.dumps({"state": Hostile()}))
+    line = start(**{"backbone.train": "frozen", "backbone.weights": path})
+    assert str(path) in line
+    assert not (tmp_path / "pickle_was_executed").exists()
+
+
+def test_init_from_something_else(start, tmp_path):
+    assert "nothere" in start(init_from="nothere")
+    pico = save_backbone(tmp_path / "pico.safetensors")
+    line = start(**{"init_from": pico, "backbone.name": "vit_nano14", "alpha": 1.0})
+    assert "nothing in the weights to start from fits this model" in line
+
+
+# ---- Workdirs -----------------------------------------------------------------------------------------
+
+
+def test_a_workdir_of_another_config(run, tmp_path, capsys):
+    before = (run / "config.json").read_bytes()
+    arguments = overrides(**SHORT | {"steps": 4, "alpha": 0.5, "workdir": run})
+    line = refused(capsys, main, TINY, *arguments)
+    assert f"{run}: holds a run of another config (alpha=0.9 there, 0.5 here; steps=2 there, 4 here)" in line
+    assert (run / "config.json").read_bytes() == before
+    assert checkpoint.steps(run, "last") == [2]
+
+
+def test_a_finished_run_is_left_as_it_is(run, tmp_path, capsys):
+    copy = tmp_path / "tiny"
+    shutil.copytree(run, copy)
+    rows = (copy / "metrics.jsonl").read_bytes()
+    assert call(main, TINY, *overrides(**SHORT, workdir=copy)) == 0
+    assert "going on from step 2 of 2" in capsys.readouterr().out
+    assert (copy / "metrics.jsonl").read_bytes() == rows
+    assert checkpoint.steps(copy, "last") == [2]
+
+
+def test_a_corrupted_config_json(run, tmp_path, capsys):
+    copy = tmp_path / "tiny"
+    shutil.copytree(run, copy)
+    for content in ("", "{", '{"alpha": 0.9}'):
+        (copy / "config.json").write_text(content)
+        line = refused(capsys, main, TINY, *overrides(**SHORT, workdir=copy))
+        assert str(copy / "config.json") in line
+        assert (copy / "config.json").read_text() == content and checkpoint.steps(copy, "last") == [2]
+
+
+def test_workdirs_that_are_none(start, tmp_path):
+    (tmp_path / "run").write_text("mine")
+    assert "config.workdir: run is a file; name a folder" in start()
+    (tmp_path / "run").unlink()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("mine")
+    assert "config.workdir: run has files but no config.json of a run; name a new folder" in start()
+    assert (tmp_path / "run" / "thesis.tex").read_text() == "mine"
+
+
+def test_a_workdir_below_a_file(tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    line = refused(capsys, main, TINY, *overrides(**SHORT, workdir=tmp_path / "file" / "run"))
+    assert str(tmp_path / "file") in line and (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind root")
+def test_a_workdir_without_permission(tmp_path, capsys):
+    (tmp_path / "closed").mkdir(mode=0o500)
+    line = refused(capsys, main, TINY, *overrides(**SHORT, workdir=tmp_path / "closed" / "run"))
+    assert "Permission denied: check the path" in line
