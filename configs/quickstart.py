@@ -21,7 +21,8 @@ def get_config():
             precision="float32",
             backbone={"name": "vit_nano14", "train": "full", "lr_ratio": 1.0},
             decoder={"channels": 32},
-            optimizer={"rate": 1e-3, "warmup_fraction": 0.1},
+            # From nothing and in few steps: a tight clip and a short memory of gradients' sizes.
+            optimizer={"rate": 1e-3, "warmup_fraction": 0.1, "clip": 1.0, "beta2": 0.99},
             data={
                 "depth": {
                     "name": "rooms",

@@ -75,12 +75,13 @@ def _overrides(argv: Sequence[str]) -> Iterator[tuple[int, str]]:
 
 
 def _file(argv: Sequence[str]) -> tuple[int, str | None]:
-    """(position, value) of `--config=FILE` or `--config FILE`."""
+    """(position, FILE) of the last `--config=FILE` or `--config FILE`; (-1, None) without one."""
+    found = -1, None
     for position, argument in enumerate(argv):
-        found = re.match(r"--?config(?:=(.*)|$)", argument)
-        if found:
-            return position, found.group(1) or "".join(argv[position + 1 : position + 2] if "=" not in argument else "")
-    return -1, None
+        flag, given, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and flag == "config":
+            found = position, value if given else "".join(argv[position + 1 : position + 2])
+    return found
 
 
 def _unreadable(file: str, error: Exception) -> UserError:

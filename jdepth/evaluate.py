@@ -41,12 +41,16 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("data_dir", "data", "folder of the named data sets", flag_values=values)
     flags.DEFINE_string("split", "val", "split of --dataset", flag_values=values)
     flags.DEFINE_string("protocol", None, "evaluation protocol; by default the data set's own", flag_values=values)
-    flags.DEFINE_integer("limit", 0, "at most so many images; 0 = all (64 of --dataset=rooms)", lower_bound=0, flag_values=values)
+    flags.DEFINE_integer(
+        "limit", 0, "at most so many images; 0 = all (64 of --dataset=rooms)", lower_bound=0, flag_values=values
+    )
     flags.DEFINE_integer("batch", 1, "images at once", lower_bound=1, flag_values=values)
     flags.DEFINE_enum("kind", "best", ["best", "last"], "which checkpoint of a run", flag_values=values)
-    flags.DEFINE_string("backbone", None, "file of the frozen backbone, where the checkpoint lacks it", flag_values=values)
+    flags.DEFINE_string("backbone", None, "frozen backbone's file, where the checkpoint lacks it", flag_values=values)
     flags.DEFINE_string("model", None, "which released model the file is, where that is open", flag_values=values)
-    flags.DEFINE_string("out", None, "JSON file; by default RUN/evaluation_KIND.json, or evaluation_DATASET.json", flag_values=values)
+    flags.DEFINE_string(
+        "out", None, "JSON file; by default RUN/evaluation_KIND.json, or evaluation_DATASET.json", flag_values=values
+    )
 
 
 def main(values: flags.FlagValues, arguments: list[str]) -> int:
@@ -59,7 +63,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
     if values.workdir:
         for name in ("dataset", "path", "split", "protocol", "data_dir"):
             if values[name].present:
-                raise UserError(f"--{name}: a run is scored as its config says; to choose, give --checkpoint RUN instead")
+                raise UserError(f"--{name}: a run is scored as its config says; to choose, give --checkpoint RUN")
     out = Path(values.out or _default_out(values))
     if not out.parent.is_dir() or out.is_dir():
         raise UserError(f"--out: {out}: expected a file in an existing folder")

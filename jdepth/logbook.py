@@ -73,11 +73,6 @@ class Logbook:
         """One row of timings."""
         self._write(self._speed, step, {f"speed/{k}": v for k, v in values.items()})
 
-    def picture(self, step: int, name: str, image) -> None:
-        """An image (H, W, 3) uint8 for TensorBoard."""
-        if self._board is not None:
-            self._board.add_image(name, image, step, dataformats="HWC")
-
     def close(self) -> None:
         """Flush TensorBoard's file."""
         if self._board is not None:

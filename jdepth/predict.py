@@ -30,7 +30,7 @@ def define(values: flags.FlagValues) -> None:
     """The command's flags."""
     flags.DEFINE_string("checkpoint", None, "run's workdir or converted weights file", flag_values=values)
     flags.DEFINE_string("out", None, "folder for the results", flag_values=values)
-    flags.DEFINE_string("backbone", None, "file of the frozen backbone, where the checkpoint lacks it", flag_values=values)
+    flags.DEFINE_string("backbone", None, "frozen backbone's file, where the checkpoint lacks it", flag_values=values)
     flags.DEFINE_string("model", None, "which released model the file is, where that is open", flag_values=values)
     flags.DEFINE_enum("kind", "best", ["best", "last"], "which checkpoint of a run", flag_values=values)
     flags.DEFINE_boolean("flip", False, "average with the mirror image", flag_values=values)

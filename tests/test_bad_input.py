@@ -14,7 +14,8 @@ from tiny_run import SHORT, call, folder_set, picture, refused, save_backbone
 from jdepth import checkpoint, logbook, main, weights
 from jdepth.data import order
 
-pytestmark = pytest.mark.usefixtures("quick")
+# ml_collections reads config files with load_module.
+pytestmark = [pytest.mark.usefixtures("quick"), pytest.mark.filterwarnings("ignore:the load_module")]
 
 TINY = f"--config={ROOT}/tests/tiny_config.py"
 NYU_MIX6 = f"--config={ROOT}/configs/nyu_mix6.py"
@@ -142,7 +143,8 @@ def test_a_task_without_its_labels(start, tmp_path):
     fields = json.loads(description.read_text())
     del fields["label"]
     description.write_text(json.dumps(fields))
-    line = start(**{"data.auxiliary.name": "folder", "data.auxiliary.path": description, "data.auxiliary.split": "train"})
+    given = {"data.auxiliary.name": "folder", "data.auxiliary.path": description, "data.auxiliary.split": "train"}
+    line = start(**given)
     assert "'made' has no label; it has depth" in line
 
 

@@ -6,11 +6,13 @@ import json
 import ml_collections
 import pytest
 from tiny_config import ROOT
-from tiny_run import call, refused
+from tiny_run import call, folder_set, refused
 
-from jdepth import config, dry_run, main, recipe, train
+from jdepth import config, dry_run, inputs, main, recipe, train
+from jdepth.data.sources.rooms import Rooms
 from jdepth.errors import UserError
 
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module")  # ml_collections reads config files with it
 QUICKSTART = f"--config={ROOT}/configs/quickstart.py"
 
 
@@ -38,13 +40,18 @@ def flat(**changes):
 
 
 def test_overrides_reach_the_run(trained):
-    assert call(main, QUICKSTART, "--config.alpha=0.8", "--config.batch.depth", "4", "--config.decoder.channels=16") == 0
+    assert call(main, QUICKSTART, "--config.alpha=0.8", "--config.batch.depth", 4, "--config.decoder.channels=16") == 0
     assert call(main, QUICKSTART, "--config.alpha=1", "--config.gamma=0.3", "--config.log.tensorboard=False") == 0
     assert call(main, QUICKSTART, "--config.evaluate.input_size=(84, 112)", "--noconfig.log.tensorboard") == 0
     assert (trained[0]["alpha"], trained[0]["batch"]["depth"], trained[0]["decoder"]["channels"]) == (0.8, 4, 16)
     assert trained[1]["gamma"] == 0.3 and trained[1]["beta"] is None and trained[1]["log"]["tensorboard"] is False
     assert trained[2]["evaluate"]["input_size"] == (84, 112) and not trained[2]["log"]["tensorboard"]
     assert type(trained[0]) is dict and trained[0]["workdir"] == "runs/quickstart"
+
+
+def test_an_empty_tuple_switches_a_crop_off(trained):
+    assert call(main, f"--config={ROOT}/configs/folder.py", "--config.data.depth.augmentation.fixed_crop=()") == 0
+    assert trained[0]["data"]["depth"]["augmentation"]["fixed_crop"] == ()
 
 
 def test_workdir_is_derived_from_the_file(trained):
@@ -67,7 +74,7 @@ def test_workdir_is_derived_from_the_file(trained):
         ("--config.alpha=1.5", "config.alpha: 1.5 is not within 0 and 1"),
         ("--config.steps=0", "config.steps: 0 is less than 1"),
         ("--config.task=mldcc", "config.task: 'mldcc' is not one of mldc, segmentation, single_label, reconstruction"),
-        ("--config.evaluate.input_size=84", "config.evaluate.input_size: (84,) must be two whole numbers of pixels or ()"),
+        ("--config.evaluate.input_size=84", "config.evaluate.input_size: (84,) must be two whole numbers of pixels"),
         ("--alpha=0.8", "--alpha: unknown flag; did you mean --config.alpha?"),
         ("--dryrun", "Did you mean: dry_run"),
         ("0.8", "unexpected argument '0.8'"),
@@ -208,7 +215,7 @@ def test_every_rule_names_a_key_of_the_recipe():
 
 def test_what_a_run_may_change():
     one = recipe.released()
-    other = recipe.released(workdir="there", data_dir="x", data={"workers": 3}, log={"every": 10}, evaluate={"batch": 2})
+    other = recipe.released(workdir="a", data_dir="b", data={"workers": 3}, log={"every": 10}, evaluate={"batch": 2})
     assert config.differences(one, other) == []
     assert config.differences(one, json.loads(json.dumps(one))) == []
     changed = config.differences(one, recipe.released(alpha=0.5, batch={"depth": 8}))
@@ -264,21 +271,15 @@ def test_dry_run_of_the_paper_without_data_and_weights(capsys, monkeypatch, tmp_
 
 
 def test_classes_of_a_dry_run():
-    from jdepth import inputs
-
     assert inputs.class_counts(recipe.released()) == (150, 37, 34, 171, 21, 59)
     assert inputs.class_counts(recipe.released(task="reconstruction")) == (3,) * 6
     rooms = {"auxiliary": {"name": "rooms", "rooms": 4, "rooms_size": (16, 16), "split": "auxiliary"}}
-    from jdepth.data.sources.rooms import Rooms
-
     assert inputs.class_counts(recipe.released(data=rooms)) == (len(Rooms.classes),)
     absent = {"auxiliary": {"name": "folder"}}
     assert inputs.class_counts(recipe.released(data=absent)) == (inputs.ASSUMED_CLASSES,)
 
 
 def test_data_report_says_what_is_wrong(tmp_path):
-    from tiny_run import folder_set
-
     description = folder_set(tmp_path / "set")
     given = {"depth": {"name": "folder", "path": str(description)}, "auxiliary": {"name": "folder"}}
     lines = dry_run.data_report(recipe.released(data=given))

@@ -192,9 +192,9 @@ def test_names(tmp_path):
     folder = tmp_path / "a"
     assert predict.output_names([folder / "x.png", folder / "y.png"]) == ["x", "y"]
     assert predict.output_names([folder / "x.png", folder / "x.jpg"]) == ["x.png", "x.jpg"]
-    for clash in ([folder / "x.png", tmp_path / "b" / "x.png"], [folder / "x.png", folder / "x.jpg", folder / "x.png.gif"]):
+    for others in ([tmp_path / "b" / "x.png"], [folder / "x.jpg", folder / "x.png.gif"]):
         with pytest.raises(UserError, match="two images named x.png"):
-            predict.output_names(clash)
+            predict.output_names([folder / "x.png", *others])
 
 
 def test_find_images(photos, monkeypatch):

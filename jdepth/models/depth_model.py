@@ -43,7 +43,7 @@ class DepthModel:
         """Fresh float32 parameters. Their shapes do not depend on `image_size` (H, W)."""
         keys = jax.random.split(key, 3)
         images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
-        # lazy_init draws parameters without a forward pass; compiling `init` takes four times longer.
+        # lazy_init draws parameters without a forward pass, so nothing has to be compiled.
         backbone = self.backbone.lazy_init(keys[0], images, final_norm=True)["params"]
         taps = jax.eval_shape(self.features, backbone, images)
         decoder = self.decoder.lazy_init(keys[1], taps)["params"]
