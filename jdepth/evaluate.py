@@ -132,7 +132,8 @@ def _score(model: "Predictor", source, protocol: "Protocol", values: flags.FlagV
     def batches(size):
         return evaluation_batches(source, protocol, size, values.limit or None)
 
-    scores = scoring.score_depth(forward, model.params, batches(values.batch))
+    total = min(values.limit or len(source), len(source))
+    scores = scoring.score_depth(forward, model.params, batches(values.batch), total_images=total)
     if not scores["images"]:
         raise UserError(f"data set '{source.name}': no image has a valid pixel under protocol {protocol.name}")
     return {

@@ -115,6 +115,8 @@ def train(config: Config) -> dict[str, Any]:
             last = number == config["steps"]
             if number % config["evaluate"]["every"] == 0 or last:
                 scores = evaluation.during(model, todo, {**state.params, **frozen}, mesh)
+                if not scores["images"]:
+                    raise UserError(f"evaluation set '{evaluation.depth.name}': no image has a valid pixel to score")
                 book.metrics(number, {f"evaluation/{k}": v for k, v in scores.items()})
                 print(f"step {number}  evaluation  " + _shown(scores), flush=True)
                 if clock["best_AbsRel"] is None or scores["AbsRel"] < clock["best_AbsRel"]:
@@ -212,7 +214,8 @@ class Evaluation(NamedTuple):
         """Scores of the full protocol on all images."""
         place = lambda x: parallel.put(x, parallel.split(mesh))  # noqa: E731
         forward = self._forward(model, inputs.protocol(self.config).flip)
-        return scoring.score_depth(forward, params, self._batches(None, self._size(mesh)), place)
+        batches = self._batches(None, self._size(mesh))
+        return scoring.score_depth(forward, params, batches, place, total_images=len(self.depth))
 
     def constant(self) -> dict[str, float]:
         """The best constant depth's score on all images."""

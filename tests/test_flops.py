@@ -1,5 +1,6 @@
 """Counted FLOPs and memory against XLA's own analysis and against counts written from the architecture."""
 
+import functools
 import runpy
 from pathlib import Path
 
@@ -19,6 +20,7 @@ SETTINGS = optim.OptimizerSettings(steps=10)
 Array = jax.ShapeDtypeStruct
 
 
+@functools.cache
 def abstract(alpha, full=False):
     """(joint step, state, frozen, batch) of the small network, as shapes."""
     scales = step.Scales.of(alpha)
@@ -51,14 +53,22 @@ def abstract(alpha, full=False):
     return step.build(MODEL, todo, optimizers, scales, SETTINGS), state, frozen, batch
 
 
+@functools.cache
+def step_flops(alpha, full=False):
+    joint, *given = abstract(alpha, full)
+    return flops.count(joint, *given)
+
+
 IMAGES = Array((BATCH, *SIZE, 3), jnp.float32)
 
 
+@functools.cache
 def backbone_forward(number=1):
     params = jax.eval_shape(lambda: MODEL.init(jax.random.key(0), (28, 28)))["backbone"]
     return flops.count(lambda p, *x: MODEL.backbone.apply({"params": p}, x), params, *[IMAGES] * number)
 
 
+@functools.cache
 def decoding(towards_taps):
     """Forward and backward of decoder and depth head on fixed taps."""
     params = jax.eval_shape(lambda: MODEL.init(jax.random.key(0), (28, 28)))
@@ -88,25 +98,22 @@ def depth_only():
 
 
 def test_alpha_one_costs_what_depth_alone_costs():
-    joint, *given = abstract(1.0)
+    _, *given = abstract(1.0)
     assert set(given[0].params) == {"decoder", "depth_head"} and set(given[0].optimizers) == {"depth"}
     alone, arguments = depth_only()
-    assert flops.count(joint, *given) == flops.count(alone, *arguments)
-    both, *more = abstract(0.9)
-    assert flops.count(both, *more) > 1.3 * flops.count(joint, *given)
+    assert step_flops(1.0) == flops.count(alone, *arguments)
+    assert step_flops(0.9) > 1.3 * step_flops(1.0)
 
 
 def test_a_frozen_backbone_costs_its_forward_pass_and_nothing_flows_back_into_it():
-    joint, *given = abstract(1.0)
-    assert flops.count(joint, *given) - backbone_forward() == decoding(towards_taps=False)
+    assert step_flops(1.0) - backbone_forward() == decoding(towards_taps=False)
     assert decoding(towards_taps=True) > decoding(towards_taps=False)
     # Two batches share one pass over packed tokens, which costs what two passes would.
     assert backbone_forward(2) == 2 * backbone_forward()
 
 
 def test_a_trained_backbone_costs_three_forward_passes():
-    frozen, full = (flops.count(f, *given) for f, *given in (abstract(1.0), abstract(1.0, full=True)))
-    extra = full - frozen - (decoding(True) - decoding(False))
+    extra = step_flops(1.0, full=True) - step_flops(1.0) - (decoding(True) - decoding(False))
     # Twice the forward again, but for the gradient of the pixels.
     h, w = SIZE[0] // 14, SIZE[1] // 14
     patch_embed = 2 * BATCH * h * w * 14 * 14 * 3 * SMALL.width
@@ -131,8 +138,8 @@ def test_compiled_alpha_one_costs_what_depth_alone_costs(compiled):
 
 
 def test_the_count_of_a_whole_step_agrees_with_xla(compiled):
-    program, function, given = compiled["joint"]
-    counted, xla = flops.count(function, *given), program.cost_analysis()["flops"]
+    program, *_ = compiled["joint"]
+    counted, xla = step_flops(1.0), program.cost_analysis()["flops"]
     print(f"counted {counted / 1e6:.1f} M, XLA {xla / 1e6:.1f} M, ratio {xla / counted:.4f}")
     # XLA counts element-wise work too, which weighs the less the wider the network is.
     assert counted <= xla <= 1.02 * counted

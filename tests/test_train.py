@@ -238,14 +238,19 @@ def test_a_batch_that_does_not_divide_is_refused(cache, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-# ---- Tasks, weights ---------------------------------------------------------------------------------
+# ---- Tasks and weights -----------------------------------------------------------------------------
 
 SHORT = {"steps": 2, "log.every": 1, "checkpoint.every": 2, "evaluate.every": 2}
 
 
 @pytest.mark.parametrize(
     "task, metric",
-    [("segmentation", "mIoU"), ("single_label", "accuracy"), ("reconstruction", "auxiliary_loss"), (None, "AbsRel")],
+    [
+        ("segmentation", "mIoU"),
+        ("reconstruction", "auxiliary_loss"),
+        pytest.param("single_label", "accuracy", marks=pytest.mark.slow),
+        pytest.param(None, "AbsRel", marks=pytest.mark.slow),
+    ],
 )
 def test_every_task_trains_and_is_evaluated(task, metric, pico, tmp_path):
     changes = {"task": task} if task else {"alpha": 1.0}
@@ -308,7 +313,17 @@ def test_a_dead_depth_head_stops_the_run():
         dead.check([1.0], 106)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(pico, tmp_path):
+@pytest.mark.parametrize("name", ["depth/loss", "mldc/loss", "depth/gradient_norm"])
+def test_rows_that_are_not_finite_are_refused(name):
+    row = {"depth/loss": 1.0, "mldc/loss": 1.0, "depth/gradient_norm": 1.0, "depth/at_min_depth": 0.0}
+    assert train._mean_rows([row, row | {name: 3.0}])["mean"][name] == 2.0
+    for value in (np.nan, np.inf):
+        with pytest.raises(UserError, match=f"{name} is not finite"):
+            train._mean_rows([row, row | {name: value}, row])
+
+
+@pytest.mark.slow
+def test_a_run_that_blows_up_is_stopped(pico, tmp_path):
     changes = SHORT | {"steps": 8, "checkpoint.every": 8, "evaluate.every": 8, "alpha": 1.0, "optimizer.rate": 1e30}
     with pytest.raises(UserError, match="is not finite: lower config.optimizer.rate"):
         train.train(plain(tmp_path / "run", **changes, **{"optimizer.warmup_fraction": 0.0}))
