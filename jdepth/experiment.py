@@ -88,18 +88,18 @@ class Parameters(NamedTuple):
 def initial_params(config: Config, model: DepthModel, todo: list[tasks.Task]) -> Parameters:
     """Fresh or loaded parameters as the config says. Raises UserError for weights that do not fit."""
     frozen = config["backbone"]["train"] == "frozen"
-    everything = fresh_params(config, model, todo)
-    report, fingerprint = [], ""
-    path = config["backbone"]["weights"]
-    if path:
-        everything["backbone"], fingerprint = _load_backbone(path, config["backbone"]["name"])
-        report.append(f"backbone: {config['backbone']['name']} from {path}")
-    elif frozen:
-        name = config["backbone"]["name"]
+    path, name = config["backbone"]["weights"], config["backbone"]["name"]
+    if frozen and not path:
         raise UserError(
             f"config.backbone.weights: a frozen {name} needs its weights: give the official "
             f"{name}_pretrain.pth or a converted file, or set config.backbone.train=full"
         )
+    report, fingerprint, loaded = [], "", {}
+    if path:
+        # Before anything is drawn: a file that does not fit is told at once.
+        loaded["backbone"], fingerprint = _load_backbone(path, name)
+        report.append(f"backbone: {name} from {path}")
+    everything = fresh_params(config, model, todo, backbone=not path) | loaded
     if config["init_from"]:
         everything, lines = _warm_start(config["init_from"], everything, frozen)
         report += lines
@@ -112,9 +112,11 @@ def initial_params(config: Config, model: DepthModel, todo: list[tasks.Task]) ->
     return Parameters(everything, {}, "", tuple(report))
 
 
-def fresh_params(config: Config, model: DepthModel, todo: list[tasks.Task]) -> dict[str, Any]:
-    """Random parameters of backbone, decoder and every head, each from its own named seed."""
-    everything = model.init(jax.random.key(fold(config["seed"], "init", "model")), (28, 28))
+def fresh_params(
+    config: Config, model: DepthModel, todo: list[tasks.Task], backbone: bool = True
+) -> dict[str, Any]:
+    """Random parameters of backbone (if wanted), decoder and every head, each from its own named seed."""
+    everything = model.init(jax.random.key(fold(config["seed"], "init", "model")), (28, 28), backbone)
     for task in todo:
         if task.head not in everything:
             everything[task.head] = task.init(jax.random.key(fold(config["seed"], "init", task.head)))

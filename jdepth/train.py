@@ -258,7 +258,7 @@ def _mean_rows(rows: list) -> dict[str, Any]:
     # The gradient too: a loss masked pixel by pixel can be finite where the prediction is not.
     bad = [k for k, v in mean.items() if k.endswith(("/loss", "/gradient_norm")) and not np.isfinite(v)]
     if bad:
-        raise UserError(f"{bad[0]} is not finite: lower config.optimizer.rate, or check the data with --dry_run")
+        raise UserError(f"{bad[0]} is not finite: lower config.optimizer.rate, or look for depth values that are no depth")
     return {"mean": mean, "each": [float(row["depth/at_min_depth"]) for row in host]}
 
 
@@ -273,7 +273,8 @@ def _check_workdir(workdir: Path, config: Config) -> None:
     before = workdir / "config.json"
     if before.exists():
         changed = config_module.differences(config_module.read_json(before), config)
-        if changed:
+        # A start that failed before its first checkpoint leaves nothing that another config could harm.
+        if changed and checkpoint.steps(workdir, "last"):
             raise UserError(
                 f"{workdir}: holds a run of another config ({'; '.join(changed[:5])}): "
                 "set config.workdir to a new folder, or undo the change to go on"

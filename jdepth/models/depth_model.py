@@ -39,17 +39,24 @@ class DepthModel:
         taps = self.features(params["backbone"], images)
         return self.depth(params["depth_head"], self.decode(params["decoder"], taps))
 
-    def init(self, key: jax.Array, image_size: tuple[int, int]):
-        """Fresh float32 parameters. Their shapes do not depend on `image_size` (H, W)."""
+    def init(self, key: jax.Array, image_size: tuple[int, int], backbone: bool = True):
+        """Fresh float32 parameters, without those of the backbone if they come from a file.
+
+        Their shapes do not depend on `image_size` (H, W).
+        """
         keys = jax.random.split(key, 3)
         images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
+
         # lazy_init draws parameters without a forward pass, so nothing has to be compiled.
-        backbone = self.backbone.lazy_init(keys[0], images, final_norm=True)["params"]
-        taps = jax.eval_shape(self.features, backbone, images)
-        decoder = self.decoder.lazy_init(keys[1], taps)["params"]
-        features = jax.eval_shape(self.decode, decoder, taps)
-        depth_head = self.depth_head.lazy_init(keys[2], features)["params"]
-        return {"backbone": backbone, "decoder": decoder, "depth_head": depth_head}
+        def draw():
+            return self.backbone.lazy_init(keys[0], images, final_norm=True)["params"]
+
+        drawn = {"backbone": draw()} if backbone else {}
+        taps = jax.eval_shape(self.features, jax.eval_shape(draw), images)
+        drawn["decoder"] = self.decoder.lazy_init(keys[1], taps)["params"]
+        features = jax.eval_shape(self.decode, drawn["decoder"], taps)
+        drawn["depth_head"] = self.depth_head.lazy_init(keys[2], features)["params"]
+        return drawn
 
 
 def build(

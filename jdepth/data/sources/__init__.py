@@ -108,6 +108,8 @@ def missing_error(names: Iterable[str], data_dir: str | Path) -> UserError:
 
 
 def _check_name(name: str) -> None:
+    if name in MIXTURES:
+        raise UserError(f"'{name}' is a mixture of data sets; name one of them: {', '.join(MIXTURES[name])}")
     if name not in DATASETS:
         known = ", ".join(sorted(DATASETS))
         raise UserError(f"unknown data set '{name}'{closest(name, [*DATASETS, *MIXTURES])}; known: {known}")
