@@ -60,7 +60,7 @@ def single_calls(folder: Path, seconds: float) -> dict[str, float]:
     labels = open_source("folder", split="train", path=folder, read="label")
     size = len(depth)
     item, labelled = depth[0], labels[0]
-    auxiliary = transforms.AUXILIARY_AUGMENTATIONS["ade20k"]
+    auxiliary = transforms.AuxiliaryAugmentation()
 
     def rooms(height: int, width: int) -> Callable:
         source = open_source("rooms", split="train", size=10**6, height=height, width=width, cache=False)
@@ -94,7 +94,7 @@ def joint(folder: Path, workers: int, seconds: float) -> float:
 
     depth = DepthStream(open_source("folder", split="train", path=folder, read="depth"), transforms.NYU)
     labels = open_source("folder", split="train", path=folder, read="label")
-    auxiliary = AuxiliaryStream((labels,), transforms.AUXILIARY_AUGMENTATIONS["ade20k"], "mldc")
+    auxiliary = AuxiliaryStream((labels,), transforms.AuxiliaryAugmentation(), "mldc")
     with joint_batches(depth, auxiliary, batch_depth=4, seed=0, workers=workers) as batches:
         for _ in range(4 * max(workers, 1)):
             next(batches)  # start-up and what was read ahead

@@ -18,17 +18,19 @@ def get_config():
         recipe.released(
             workdir="runs/folder",
             steps=1000,
-            batch={"depth": 4, "auxiliary": 4},
+            batch={"depth": 8, "auxiliary": 4},
             precision="float32",
             backbone={"name": "vit_nano14", "train": "full", "lr_ratio": 1.0},
             decoder={"channels": 64},
-            optimizer={"rate": 5e-4, "warmup_fraction": 0.1, "clip": 1.0, "beta2": 0.99},
+            optimizer={"rate": 1e-3, "warmup_fraction": 0.1, "clip": 1.0, "beta2": 0.99},
             data={
                 "depth": {
                     "name": "folder",
                     # Border of NYU's frames cut off, as the released recipe does at full size.
                     "augmentation": {
                         "resize": INPUT, "resize_area": True, "fixed_crop": (12, 124, 11, 160), "crop": CROP,
+                        # The released gamma is too strong for a network that starts from nothing.
+                        "colour_probability": 0.0,
                     },
                 },
                 "auxiliary": {

@@ -63,6 +63,8 @@ class Checkpoints:
         )
         self._last = ocp.CheckpointManager(folder(workdir, "last"), options=options)
         self._best = ocp.StandardCheckpointer()
+        for unfinished in folder(workdir, "best").glob("*orbax-checkpoint-tmp*"):
+            shutil.rmtree(unfinished)
 
     def save(self, state: TrainState, clock: dict[str, Any]) -> None:
         """Start saving `last`."""

@@ -32,6 +32,9 @@ def run(main: Main, usage: str, define: Define, argv: Sequence[str] | None = Non
 def call(main: Main, usage: str, define: Define, argv: Sequence[str]) -> int:
     """As `run`, but returns the exit code: 0 done, 1 done with failures, 2 bad input, 130 interrupted."""
     values = flags.FlagValues()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without δ must not lose the result
     try:
         with _process_arguments(argv):
             define(values)

@@ -61,7 +61,11 @@ INTERVALS = (
 )  # fmt: skip
 KINDS = {float: "a number", int: "a whole number", bool: "True or False", str: "a text", tuple: "a list of numbers"}
 # A run may go on with other values of these; everything else is fixed by its first start.
-FREE_TO_CHANGE = ("workdir", "log", "data.workers", "data_dir", "evaluate.pictures", "evaluate.batch")
+FREE_TO_CHANGE = (
+    "workdir", "log", "data.workers", "data_dir", "evaluate.pictures", "evaluate.batch",
+    # Files that only the first start reads; a frozen backbone is recognised by its fingerprint.
+    "init_from", "backbone.weights",
+)  # fmt: skip
 
 
 def wrap(recipe: Mapping[str, Any]) -> ml_collections.ConfigDict:

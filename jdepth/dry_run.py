@@ -129,9 +129,10 @@ def _evaluation_images(config: Config) -> int:
 
 def data_report(config: Config) -> list[str]:
     """One line per data set and weights file: there, or what is wrong with it."""
-    lines = []
+    lines, absent = [], inputs.missing(config)
+    inputs.protocol(config)  # an unknown protocol is a mistake here too
     for number, (name, source) in enumerate(inputs.opened(config)):
-        if name in sources.DESCRIBED and sources.find(name, config["data_dir"]) is None:
+        if name in sources.DESCRIBED and name in absent:
             expected = f"{config['data_dir']}/{name}/dataset.json"
             state = f"missing: write {expected} for your copy (README, 'Your own data')"
         elif isinstance(source, UserError):
@@ -139,8 +140,11 @@ def data_report(config: Config) -> list[str]:
         else:
             state = f"found: {len(source)} images for training"
         lines.append(f"data     {'auxiliary' if number else 'depth':<10} {name:<16} {state}")
-    if config["backbone"]["train"] == "frozen":
-        path = config["backbone"]["weights"]
+    path = config["backbone"]["weights"]
+    if config["backbone"]["train"] == "frozen" or path:
         state = "missing: set config.backbone.weights" if not path else "found" if Path(path).exists() else "missing"
         lines.append(f"weights  {'backbone':<10} {config['backbone']['name']:<16} {state} {path}".rstrip())
+    if config["init_from"]:
+        state = "found" if Path(config["init_from"]).exists() else "missing"
+        lines.append(f"weights  {'init_from':<10} {'':<16} {state} {config['init_from']}")
     return lines

@@ -75,7 +75,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
         raise UserError(f"--workdir: {path} is not a run; use --checkpoint with --dataset for a weights file")
     result = score_run(model, values) if values.workdir else score_dataset(model, values)
     print(table(result))
-    logbook.write_atomically(out, json.dumps(result, indent=1) + "\n")
+    logbook.write_atomically(out, logbook.to_json(result, indent=1) + "\n")
     print(f"written to {out}")
     return 0
 

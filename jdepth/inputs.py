@@ -23,6 +23,12 @@ def check(config: Config) -> None:
     depth = config["data"]["depth"]["name"]
     if depth in sources.MIXTURES:
         raise UserError(f"config.data.depth.name: {depth} is a mixture for the auxiliary task; name one data set")
+    auxiliary = config["data"]["auxiliary"]
+    if auxiliary["path"] and auxiliary["name"] in sources.MIXTURES and uses_auxiliary(config):
+        raise UserError(
+            f"config.data.auxiliary.path: {auxiliary['name']} is a mixture, whose members have their own "
+            "descriptions; set config.data.auxiliary.name=folder to use this one"
+        )
     chosen = protocol(config)
     absent = missing(config)
     if absent:
@@ -32,12 +38,25 @@ def check(config: Config) -> None:
     protocols.valid_mask(chosen, protocols.prepare(chosen, item["image"], item["depth"])[1])
 
 
+# Sets of at most so many images are decoded completely before the first step.
+READ_BEFORE_START = 1000
+
+
+def read_small_sets(config: Config) -> None:
+    """Decode every file of the small sets, so that a damaged one is told before anything is written."""
+    evaluation = depth_source(config, config["evaluate"]["split"])
+    found = [source for _, source in opened(config) if not isinstance(source, UserError)]
+    for source in [*found, evaluation]:
+        if source.name != "rooms" and len(source) <= READ_BEFORE_START:
+            for index in range(len(source)):
+                source[index]
+
+
 def missing(config: Config) -> list[str]:
     """Names of the described data sets whose description is absent."""
-    names = [config["data"]["depth"]["name"]]
-    if uses_auxiliary(config):
-        names.append(config["data"]["auxiliary"]["name"])
-    return sources.missing(names, config["data_dir"])
+    given = [config["data"]["depth"]] + ([config["data"]["auxiliary"]] if uses_auxiliary(config) else [])
+    # A path of its own takes the place of {data_dir}/{name}/dataset.json.
+    return sources.missing([part["name"] for part in given if not part["path"]], config["data_dir"])
 
 
 def uses_auxiliary(config: Config) -> bool:
@@ -104,16 +123,25 @@ def depth_augmentation(config: Config) -> transforms.DepthAugmentation:
 
 
 def auxiliary_augmentation(config: Config) -> transforms.AuxiliaryAugmentation:
-    """The auxiliary stream's augmentation, for members without one of their own."""
-    return transforms.AuxiliaryAugmentation(**config["data"]["auxiliary"]["augmentation"])
+    """The auxiliary stream's augmentation."""
+    given = config["data"]["auxiliary"]["augmentation"]
+    return transforms.AuxiliaryAugmentation(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
 
 
 def member_augmentations(config: Config) -> tuple[transforms.AuxiliaryAugmentation, ...]:
-    """One augmentation per member of the mixture: its own where the published pipelines differ."""
+    """One augmentation per member: the config's, changed for members of a mixture where the published pipelines differ.
+
+    A config whose scale or crop is not the released one keeps it for every member.
+    """
+    given, released = auxiliary_augmentation(config), transforms.AuxiliaryAugmentation()
     mixed = config["data"]["auxiliary"]["name"] in sources.MIXTURES
-    own = transforms.AUXILIARY_AUGMENTATIONS if mixed else {}
-    given = auxiliary_augmentation(config)
-    return tuple(own.get(member, given) for member in auxiliary_names(config))
+
+    def own(member: str) -> transforms.AuxiliaryAugmentation:
+        changes = transforms.MEMBER_CHANGES.get(member, {}) if mixed else {}
+        kept = {k: v for k, v in changes.items() if getattr(given, k) == getattr(released, k)}
+        return dataclasses.replace(given, **kept)
+
+    return tuple(own(member) for member in auxiliary_names(config))
 
 
 def depth_stream(config: Config) -> streams.DepthStream:

@@ -7,6 +7,7 @@
 """
 
 import json
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -39,6 +40,19 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
+def to_json(value: Any, indent: int | None = None) -> str:
+    """JSON text; what is not a finite number becomes null, for which JSON has no other word."""
+
+    def plain(item):
+        if isinstance(item, Mapping):
+            return {k: plain(v) for k, v in item.items()}
+        if isinstance(item, list | tuple):
+            return [plain(v) for v in item]
+        return None if isinstance(item, float) and not math.isfinite(item) else item
+
+    return json.dumps(plain(value), indent=indent)
+
+
 def _rows_up_to(path: Path, step: int) -> None:
     rows = [row for row in read_rows(path) if row["step"] <= step]
     write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
@@ -59,7 +73,7 @@ class Logbook:
 
     def _write(self, path: Path, step: int, values: Mapping[str, Any]) -> None:
         with open(path, "a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+            file.write(to_json({"step": step, **values}) + "\n")
         if self._board is not None:
             for key, value in values.items():
                 if isinstance(value, int | float):

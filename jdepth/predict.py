@@ -77,18 +77,19 @@ def write_depth(folder: Path, name: str, depth, max_depth: float) -> float:
 
     Args:
       depth: (H, W) float32 metres.
-      max_depth: metres that the model can predict at most: millimetres where 16 bits hold it, else KITTI's 1/256 m.
+      max_depth: metres that the model can predict at most: millimetres where 16 bits hold it, else KITTI's 1/256 m, else what fits.
     """
     import numpy as np
     from PIL import Image, PngImagePlugin
 
     from jdepth import colourmap
 
-    scale = 1000.0 if max_depth <= 65.0 else 256.0
+    scale = next((s for s in (1000.0, 256.0) if max_depth * s <= 65535), float(int(65535 / max_depth)))
     text = PngImagePlugin.PngInfo()
     for key, value in {"unit": "metres = value / scale", "scale": f"{scale:g}", "kind": "metric depth"}.items():
         text.add_text(key, value)
-    values = np.clip(np.round(depth * scale), 0, 65535).astype(np.uint16)
+    # 0 would read as "no value", so the smallest depths become 1.
+    values = np.clip(np.round(depth * scale), depth > 0, 65535).astype(np.uint16)
     Image.fromarray(values).save(folder / f"{name}_depth.png", pnginfo=text)
     np.save(folder / f"{name}_depth.npy", depth)
     low, high = colourmap.depth_range(depth)

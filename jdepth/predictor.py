@@ -3,6 +3,7 @@
 A path is a run's workdir (its best parameters) or a converted file that holds a complete depth model.
 """
 
+import logging
 import math
 import struct
 from collections.abc import Mapping
@@ -22,6 +23,9 @@ from jdepth.errors import UserError
 from jdepth.models import attention, depth_model
 from jdepth.models.depth_model import DepthModel
 
+# Larger images are shrunk to it for released models, which otherwise see images at their own size.
+MOST_PIXELS = 1_500_000
+
 
 @dataclass(frozen=True)
 class Predictor:
@@ -31,7 +35,8 @@ class Predictor:
       name: model or run that the parameters come from.
       model, params: network and {"backbone", "decoder", "depth_head"[, "auxiliary_head"]}.
       min_depth, max_depth: metres that predictions are clamped to.
-      input_area: pixels that images are brought to before the network, aspect ratio kept; None: own size.
+      input_area: pixels that images are brought to before the network, aspect ratio kept; None: own size, at
+        most `MOST_PIXELS`.
       shrink_by_area: average areas where that shrinks an image.
       config: the run's config; None for released weights.
     """
@@ -64,9 +69,14 @@ class Predictor:
         return np.asarray(depth[0], np.float32)
 
     def _input_size(self, height: int, width: int) -> tuple[int, int]:
-        if self.input_area is None:
-            return height, width
-        factor = math.sqrt(self.input_area / (height * width))
+        area = self.input_area
+        if area is None:
+            if height * width <= MOST_PIXELS:
+                return height, width
+            # Attention grows with the square of the area: 12 megapixels would take 86 GB per block of ViT-S.
+            area = MOST_PIXELS
+            logging.warning("image of %d×%d shrunk to %.1f megapixels for the network", height, width, area / 1e6)
+        factor = math.sqrt(area / (height * width))
         return max(1, round(height * factor)), max(1, round(width * factor))
 
 

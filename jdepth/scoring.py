@@ -134,18 +134,26 @@ class AuxiliaryScorer:
             batch = {k: v[real] for k, v in filled.items() if k not in ("weight", "index")}
             loss, prediction = self._outputs(params, {k: self._place(v) for k, v in batch.items()})
             losses.append(float(loss))
-            sizes.append(int(real.sum()))
+            sizes.append(self._units(batch))
             prediction = np.asarray(prediction)
             for member in np.unique(batch["dataset_id"]):
                 own = batch["dataset_id"] == member
                 rows = {k: v[own] for k, v in batch.items()}
                 states[member] = self._add(states[member], prediction, own, rows, self._classes[member])
-        scores = {"loss": float(np.average(losses, weights=sizes))}
+        scores = {"loss": float(np.average(losses, weights=sizes)) if sum(sizes) else float("nan")}
         computed = [state.compute() for state in states if state is not None]
         for key in computed[0] if computed else ():
             values = [c[key] for c in computed if not np.isnan(c[key])]
             scores[key] = float(np.mean(values)) if values else float("nan")
         return scores
+
+    def _units(self, batch) -> float:
+        """What the task's loss is a mean over, so that the score does not depend on the batch size."""
+        return {
+            "segmentation": lambda: (batch["label"] != 255).sum(),
+            "single_label": lambda: (batch["class_id"] >= 0).sum(),
+            "reconstruction": lambda: batch["valid_size"].prod(axis=1, dtype=np.int64).sum(),
+        }.get(self._task.name, lambda: len(batch["image"]))()
 
     def _zero(self, count: int):
         return {

@@ -112,8 +112,7 @@ def _apply(head, params, features, inputs):
 
 def _pooled_logits(head, params, features, inputs):
     # The head is linear, so averaging the features first equals averaging its logit map.
-    dtype = jnp.promote_types(features.dtype, jnp.float32)
-    return _apply(head, params, jnp.mean(features, axis=(1, 2), dtype=dtype), inputs)
+    return _apply(head, params, heads.pool(features), inputs)
 
 
 def mldc(classes: tuple[int, ...], channels: int) -> Task:

@@ -1,10 +1,11 @@
 """The run: build, restore, loop, log, evaluate, save."""
 
+import fcntl
 import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from jdepth.errors import UserError
 Config = Mapping[str, Any]
 # Consecutive steps with a constant prediction after which a run is given up (a dead ReLU).
 DEAD_STEPS, DEAD_SHARE = 50, 0.99
+LOCK = ".lock"
 
 
 def train(config: Config) -> dict[str, Any]:
@@ -35,6 +37,7 @@ def train(config: Config) -> dict[str, Any]:
     workdir = Path(config["workdir"])
     _check_workdir(workdir, config)
     mesh = parallel.make_mesh()
+    inputs.read_small_sets(config)
     batch_sizes = {k: v for k, v in config["batch"].items() if k == "depth" or inputs.uses_auxiliary(config)}
     parallel.check_divides(mesh, **batch_sizes)
 
@@ -50,7 +53,8 @@ def train(config: Config) -> dict[str, Any]:
     scales, settings = experiment.scales(config), experiment.optimizer_settings(config)
     ratio = config["backbone"]["lr_ratio"] if config["backbone"]["train"] == "full" else None
     optimizers = step.build_optimizers(todo, scales, settings, ratio)
-    start = experiment.initial_params(config, model, todo)
+    going_on = bool(checkpoint.steps(workdir, "last"))
+    start = experiment.initial_params({**config, "init_from": ""} if going_on else config, model, todo)
     for line in start.report:
         print(line)
     everywhere, shared = parallel.replicated(mesh), parallel.split(mesh)
@@ -60,6 +64,7 @@ def train(config: Config) -> dict[str, Any]:
 
     # ---- Workdir, restore ------------------------------------------------------------------------
     workdir.mkdir(parents=True, exist_ok=True)
+    lock = _lock(workdir)
     checkpoint.check_space(workdir, state)
     logbook.write_atomically(workdir / "config.json", json.dumps(config, indent=1) + "\n")
     checkpoints = Checkpoints(workdir)
@@ -131,6 +136,7 @@ def train(config: Config) -> dict[str, Any]:
         batches.close()
         checkpoints.close()
         book.close()
+        lock.close()
 
     # ---- Final evaluation ------------------------------------------------------------------------
     result = final_evaluation(config, model, state, frozen, clock, evaluation, mesh)
@@ -147,12 +153,14 @@ def final_evaluation(config, model, state, frozen, clock, evaluation: "Evaluatio
     result = {"protocol": evaluation.describe(), **evaluation.constant()}
     result["last"] = {"step": clock["step"], **evaluation.full(model, {**state.params, **frozen}, mesh)}
     result["best"] = {"step": best_step, **evaluation.full(model, {**best, **frozen}, mesh)}
-    logbook.write_atomically(workdir / "evaluation.json", json.dumps(result, indent=1) + "\n")
+    logbook.write_atomically(workdir / "evaluation.json", logbook.to_json(result, indent=1) + "\n")
     print(f"\nevaluation protocol: {result['protocol']}")
     print(f"best constant depth {result['constant']:.2f} m: AbsRel {result['constant_AbsRel']:.4f}")
     for kind in ("last", "best"):
-        ratio = result[kind]["AbsRel"] / result["constant_AbsRel"]
-        print(f"{kind} (step {result[kind]['step']}): {_shown(result[kind])}  ({ratio:.2f} × the best constant's AbsRel)")
+        line = f"{kind} (step {result[kind]['step']}): {_shown(result[kind])}"
+        if result["constant_AbsRel"] > 0:
+            line += f"  ({result[kind]['AbsRel'] / result['constant_AbsRel']:.2f} × the best constant's AbsRel)"
+        print(line)
     if config["evaluate"]["pictures"]:
         path = workdir / "pictures.png"
         pictures.depth_sheet(path, *evaluation.examples(model, {**best, **frozen}, config["evaluate"]["pictures"]))
@@ -279,8 +287,19 @@ def _check_workdir(workdir: Path, config: Config) -> None:
                 f"{workdir}: holds a run of another config ({'; '.join(changed[:5])}): "
                 "set config.workdir to a new folder, or undo the change to go on"
             )
-    elif workdir.is_dir() and any(path.name != "config.json.tmp" for path in workdir.iterdir()):
+    elif workdir.is_dir() and any(path.name not in ("config.json.tmp", LOCK) for path in workdir.iterdir()):
         raise UserError(f"config.workdir: {workdir} has files but no config.json of a run; name a new folder")
+
+
+def _lock(workdir: Path) -> TextIO:
+    """Keep a second run out of the workdir until the file is closed, or this process ends however it may."""
+    file = open(workdir / LOCK, "w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise UserError(f"{workdir}: another run is writing there; wait for it or set config.workdir") from error
+    return file
 
 
 def _summary(config, mesh, model, state, frozen) -> str:

@@ -8,7 +8,7 @@
 set -euo pipefail
 . "$(dirname "$0")/environment.sh" "${JDEPTH_EXTRAS:-test}"
 case " $* " in
-*" --config"* | *" --help "*) ;;
+*" --config "* | *" --config="* | *" --help "*) ;;
 *) set -- --config configs/quickstart.py "$@" ;;
 esac
 exec "$PYTHON" -m jdepth.main "$@"

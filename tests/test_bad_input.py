@@ -1,5 +1,6 @@
 """Training on data, weights and workdirs that are wrong: one line, exit code 2, nothing written or lost."""
 
+import fcntl
 import json
 import os
 import pickle
@@ -11,7 +12,7 @@ from PIL import Image
 from tiny_config import ROOT
 from tiny_run import SHORT, call, folder_set, picture, refused, save_backbone
 
-from jdepth import checkpoint, logbook, main, weights
+from jdepth import checkpoint, inputs, logbook, main, weights
 from jdepth.data import order
 
 # ml_collections reads config files with load_module.
@@ -105,7 +106,8 @@ def test_files_that_are_wrong_from_the_start(start, tmp_path):
 
 
 def test_data_that_turns_out_wrong_while_training(tmp_path, monkeypatch, capsys):
-    """A truncated image in the middle: the last checkpoint stays, and mending it lets the run go on."""
+    """A truncated image in the middle: found before the first step in a small set, with nothing written;
+    in a larger one the last checkpoint stays, and mending it lets the run go on."""
     monkeypatch.chdir(tmp_path)
     description = folder_set(tmp_path / "set")
     broken = tmp_path / "set" / "train" / "rgb" / f"a{order.Shuffled(4, 0, 'depth order')[3]}.png"
@@ -113,8 +115,10 @@ def test_data_that_turns_out_wrong_while_training(tmp_path, monkeypatch, capsys)
     broken.write_bytes(whole[: len(whole) * 3 // 4])
     changes = SHORT | {"steps": 6, "evaluate.every": 6, "batch.depth": 1, "workdir": "run"}
     arguments = (TINY, *overrides(**changes, **on_folder(description)))
-    line = refused(capsys, main, *arguments)
-    assert f"{broken} is damaged: the file ends early" in line
+    assert f"{broken} is damaged: the file ends early" in refused(capsys, main, *arguments)
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(inputs, "READ_BEFORE_START", 0)
+    assert f"{broken} is damaged: the file ends early" in refused(capsys, main, *arguments)
     saved = checkpoint.steps(tmp_path / "run", "last")
     assert saved == [3]
     assert [row["step"] for row in logbook.read_rows(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3]
@@ -124,6 +128,12 @@ def test_data_that_turns_out_wrong_while_training(tmp_path, monkeypatch, capsys)
     rows = [row["step"] for row in logbook.read_rows(tmp_path / "run" / "metrics.jsonl") if "depth/loss" in row]
     assert rows == [1, 2, 3, 4, 5, 6]
     assert checkpoint.steps(tmp_path / "run", "last") == [6]
+
+
+def test_a_mixture_takes_no_description_of_its_own(start, tmp_path):
+    description = folder_set(tmp_path / "set")
+    given = on_folder(description) | {"data.auxiliary.name": "mix6", "data.auxiliary.path": description, "alpha": 0.9}
+    assert "config.data.auxiliary.path: mix6 is a mixture" in start(**given)
 
 
 def test_a_label_out_of_range(tmp_path, monkeypatch, capsys):
@@ -243,3 +253,12 @@ def test_a_workdir_without_permission(tmp_path, capsys):
     (tmp_path / "closed").mkdir(mode=0o500)
     line = refused(capsys, main, TINY, *overrides(**SHORT, workdir=tmp_path / "closed" / "run"))
     assert "Permission denied: check the path" in line
+
+
+def test_two_runs_in_one_workdir(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    with open(tmp_path / "run" / ".lock", "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        line = refused(capsys, main, TINY, *overrides(**SHORT, workdir="run"))
+    assert "run: another run is writing there" in line

@@ -155,13 +155,10 @@ class AuxiliaryAugmentation:
             raise UserError(f"auxiliary crop {self.crop} is larger than the canvas {self.canvas} (height, width)")
 
 
-AUXILIARY_AUGMENTATIONS = {
-    "ade20k": AuxiliaryAugmentation(),
-    "sun37": AuxiliaryAugmentation(),
-    "cityscapes34": AuxiliaryAugmentation(scale=(2048, 1024)),
-    "coco_stuff": AuxiliaryAugmentation(),
-    "voc21": AuxiliaryAugmentation(),
-    "context59": AuxiliaryAugmentation(scale=(520, 520), crop=(480, 480)),
+# What mmsegmentation sets otherwise for some members of a mixture; the rest is the mixture's own.
+MEMBER_CHANGES = {
+    "cityscapes34": {"scale": (2048, 1024)},
+    "context59": {"scale": (520, 520), "crop": (480, 480)},
 }
 
 # brightness (added), contrast before the HSV steps, saturation, hue (added, 0 = not applied), contrast after.

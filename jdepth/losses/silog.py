@@ -79,7 +79,8 @@ def sig_loss(
     contributes = pixels >= 2
     # The root of 0 (a perfect prediction, an empty group) has an infinite derivative, so those
     # groups take the root of 1 and are set to 0 afterwards.
-    positive = contributes & (inside > 0)
+    # Written so that a prediction which is not a number makes the loss so too.
+    positive = contributes & ~(inside <= 0)
     losses = jnp.where(positive, jnp.sqrt(jnp.where(positive, inside, 1)), 0)
     loss = losses.sum() / jnp.maximum(contributes.sum(), 1)
     return loss, {"silog": loss}
