@@ -22,7 +22,7 @@ def get_config():
             precision="float32",
             backbone={"name": "vit_nano14", "train": "full", "lr_ratio": 1.0},
             decoder={"channels": 64},
-            optimizer={"rate": 1e-3, "warmup_fraction": 0.1, "clip": 1.0, "beta2": 0.99},
+            optimizer={"rate": 6e-4, "warmup_fraction": 0.1, "clip": 1.0, "beta2": 0.99},
             data={
                 "depth": {
                     "name": "folder",

@@ -58,9 +58,10 @@ def _dinov2(size: str, registers: bool) -> ViTConfig:
 
 _CONFIGS = (
     *(_dinov2(size, registers) for registers in (False, True) for size in "sblg"),
-    # Ours, trained from scratch: small enough for a CPU.
-    ViTConfig("vit_nano14", width=128, depth=8, heads=2, hidden=512, taps=(1, 3, 5, 7), grid=16),
-    ViTConfig("vit_tiny14", width=192, depth=12, heads=3, hidden=768, taps=(2, 5, 8, 11)),
+    # Ours, trained from scratch: small enough for a CPU. Their position tables are smaller than any grid
+    # they are trained on, so that every entry is trained and other image sizes find no untrained ones.
+    ViTConfig("vit_nano14", width=128, depth=8, heads=2, hidden=512, taps=(1, 3, 5, 7), grid=6),
+    ViTConfig("vit_tiny14", width=192, depth=12, heads=3, hidden=768, taps=(2, 5, 8, 11), grid=12),
 )
 BACKBONES: dict[str, ViTConfig] = {config.name: config for config in _CONFIGS}
 
