@@ -2,6 +2,9 @@
 
 Command:  bash launch/local.sh            (or: python -m jdepth.main --config configs/quickstart.py)
 Hardware: 2 CPU cores.
+Time:     about 5 minutes, evaluation and pictures included.
+Expected: AbsRel on 64 unseen rooms about 0.55 × that of the best constant depth (measured: 0.217 against
+          0.400 with seed 0 and 800 steps).
 """
 
 from jdepth import config, recipe
