@@ -35,7 +35,7 @@ DINOV2_SIZES = {
     for letter in _WIDTHS
 }
 # Also what our own converted files may hold.
-SIZES = DINOV2_SIZES | {"vit_nano14": Size(128, 8, 512, grid=16), "vit_tiny14": Size(192, 12, 768)}
+SIZES = DINOV2_SIZES | {"vit_nano14": Size(128, 8, 512, grid=6), "vit_tiny14": Size(192, 12, 768, grid=12)}
 
 
 @dataclass(frozen=True)
