@@ -9,6 +9,7 @@ the extension registry, out-of-band buffers) are refused. Opcodes are decoded by
 Memory: one stack entry or container item per opcode, text no longer than the file itself.
 """
 
+import abc
 import pickletools
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -28,11 +29,12 @@ class Known:
     build: Callable[[tuple], object] | None = None
 
 
-class Stateful:
+class Stateful(abc.ABC):
     """Base of our own objects that a pickle may give a state after making them (BUILD)."""
 
+    @abc.abstractmethod
     def set_state(self, state: object) -> None:
-        raise NotImplementedError
+        """Take the state, or refuse it."""
 
 
 _VALUES = frozenset(

@@ -31,15 +31,7 @@ TINY = ViTConfig(
 CHANNELS, CLASSES, STEPS, SIZE = 8, 5, 20, 28
 SETTINGS = optim.OptimizerSettings(steps=STEPS, rate=1e-2, clip=2.0)
 WARMUP = 3  # SigLoss steps that fit the scale only
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """PyTorch's threads wait for one another on every tiny operation: on a busy machine 40 times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def batches():

@@ -23,15 +23,7 @@ SETTINGS = optim.OptimizerSettings(steps=STEPS, rate=1e-2, decay="constant", war
 CLIP = {"mldc": 0.2, "segmentation": 0.55}  # each between its task's gradients
 # Datasets of each batch's four samples; every dataset is absent from some.
 PRESENT = ((0, 0, 1, 2), (0, 1, 1, 0), (2, 2, 2, 2), (1, 0, 2, 2), (0, 0, 0, 0))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """PyTorch's threads wait for one another on every tiny operation: on a busy machine 40 times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Model:
