@@ -8,7 +8,9 @@ clock (plain JSON) holds the step, the number of joint batches consumed, the bes
 fingerprint of the frozen backbone, which is never saved itself.
 """
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,7 +100,7 @@ class Checkpoints:
         if step is None:
             return None
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, (like.params, like.optimizers))
-        try:
+        with _reading(folder(self._workdir, "last") / str(step)):
             items = self._last.restore(
                 step,
                 args=ocp.args.Composite(
@@ -107,10 +109,7 @@ class Checkpoints:
                     clock=ocp.args.JsonRestore(),
                 ),
             )
-        except (ValueError, KeyError, OSError) as error:
-            where = folder(self._workdir, "last") / str(step)
-            raise UserError(f"{where}: cannot be restored: {error}; start a new config.workdir") from error
-        clock = items["clock"]
+            clock = items["clock"]
         counter = jax.device_put(jax.numpy.asarray(clock["step"], like.step.dtype), like.step.sharding)
         return Restored(TrainState(items["params"], items["optimizers"], counter), clock)
 
@@ -122,6 +121,19 @@ class Checkpoints:
         """Finish what was started and stop the writers."""
         self._last.close()
         self._best.close()
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Tell of a damaged checkpoint in one line: Orbax raises whatever its readers meet."""
+    try:
+        yield
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(
+            f"{path}: cannot be restored, so it is damaged or of another model: put back a copy, or start a new "
+            f"config.workdir ({reason[:300]})"
+        ) from error
 
 
 def _newest(workdir: Path, kind: str) -> tuple[Path, int]:
@@ -141,24 +153,20 @@ def read_params(workdir: Path, kind: str, like: Any) -> tuple[Any, int]:
     Raises UserError when there is none or it holds another model.
     """
     path, step = _newest(workdir, kind)
-    try:
-        with ocp.StandardCheckpointer() as reader:
-            return reader.restore(path, like), step
-    except (ValueError, KeyError, OSError) as error:
-        raise UserError(f"{path}: cannot be restored: {error}") from error
+    with _reading(path), ocp.StandardCheckpointer() as reader:
+        return reader.restore(path, like), step
 
 
 def read_any_params(workdir: Path, kind: str) -> Any:
     """Parameters of the newest checkpoint of `kind`, whatever tree it holds, on one device."""
     path, _ = _newest(workdir, kind)
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    try:
-        with ocp.StandardCheckpointer() as reader:
-            held = reader.metadata(path).item_metadata
-            like = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=place), held.tree)
-            return reader.restore(path, like)
-    except (ValueError, KeyError, OSError) as error:
-        raise UserError(f"{path}: cannot be restored: {error}") from error
+    with _reading(path), ocp.StandardCheckpointer() as reader:
+        held = reader.metadata(path).item_metadata
+        if held is None:
+            raise ValueError("it holds no description of its arrays")
+        like = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=place), held.tree)
+        return reader.restore(path, like)
 
 
 def read_clock(workdir: Path) -> dict[str, Any]:
@@ -166,5 +174,5 @@ def read_clock(workdir: Path) -> dict[str, Any]:
     found = steps(workdir, "last")
     if not found:
         raise UserError(f"{folder(workdir, 'last')}: no checkpoint; has the run saved one yet?")
-    with ocp.CheckpointManager(folder(workdir, "last")) as manager:
+    with _reading(folder(workdir, "last")), ocp.CheckpointManager(folder(workdir, "last")) as manager:
         return manager.restore(found[-1], args=ocp.args.Composite(clock=ocp.args.JsonRestore()))["clock"]

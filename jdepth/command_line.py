@@ -30,7 +30,7 @@ def run(main: Main, usage: str, define: Define, argv: Sequence[str] | None = Non
 
 
 def call(main: Main, usage: str, define: Define, argv: Sequence[str]) -> int:
-    """As `run`, but returns the exit code: 0 done, 1 done with failures, 2 bad input, 130 interrupted."""
+    """As `run`, but returns the exit code: 0 done, 2 bad input, 130 interrupted, 1 nobody reads."""
     values = flags.FlagValues()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -76,13 +76,14 @@ def _process_arguments(argv: Sequence[str]):
 
 
 def _parse(values: flags.FlagValues, argv: list[str]) -> list[str]:
+    if "config" not in values:
+        return values(argv)[1:]
+    from jdepth import config_flags
+
+    config_flags.refuse_repeated(argv)
     try:
         return values(argv)[1:]
     except Exception as error:
-        if "config" not in values:
-            raise
-        from jdepth import config_flags
-
         raise config_flags.explain(argv, error) from error
 
 

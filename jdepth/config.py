@@ -35,6 +35,8 @@ AT_LEAST = {
     "data.auxiliary.augmentation.crop_attempts": 1, "data.auxiliary.augmentation.brightness": 0,
     "data.auxiliary.augmentation.hue": 0,
 }  # fmt: skip
+# Steps are counted in 32 bits on the device.
+AT_MOST = {"steps": 2**31 - 1}
 SHARES = (
     "alpha", "loss.silog_warmup_fraction", "optimizer.warmup_fraction", "optimizer.warmup_ratio",
     "optimizer.final_ratio", "optimizer.beta1_turn",
@@ -117,6 +119,9 @@ def check(config: Mapping[str, Any]) -> None:
     for key, least in AT_LEAST.items():
         if given[key] is not None and given[key] < least:
             raise UserError(f"config.{key}: {given[key]} is less than {least}")
+    for key, most in AT_MOST.items():
+        if given[key] > most:
+            raise UserError(f"config.{key}: {given[key]} is more than {most}")
     for key in SHARES:
         if not 0 <= given[key] <= 1:
             raise UserError(f"config.{key}: {given[key]} is not within 0 and 1")

@@ -45,6 +45,16 @@ def read(values: flags.FlagValues) -> dict[str, Any]:
     return result
 
 
+def refuse_repeated(argv: Sequence[str]) -> None:
+    """Raise UserError for a list given twice: ml_collections would join the two."""
+    lists = {key for key, value in config.flatten(RELEASED).items() if isinstance(value, tuple)}
+    seen = set()
+    for _, key in _overrides(argv):
+        if key in seen & lists:
+            raise UserError(f"--config.{key}: given twice; give the whole list once")
+        seen.add(key)
+
+
 def explain(argv: Sequence[str], error: Exception) -> UserError:
     """The user's mistake behind what was raised while parsing `argv`, as one line."""
     known = config.flatten(RELEASED)

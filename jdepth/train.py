@@ -1,5 +1,6 @@
 """The run: build, restore, loop, log, evaluate, save."""
 
+import contextlib
 import fcntl
 import json
 import time
@@ -15,6 +16,7 @@ from jdepth import checkpoint, config as config_module, experiment, inputs, logb
 from jdepth.checkpoint import Checkpoints
 from jdepth.data.evaluation import auxiliary_evaluation_batches, evaluation_batches
 from jdepth.data.pipeline import joint_batches
+from jdepth.data.streams import JointBatches
 from jdepth.errors import UserError
 
 Config = Mapping[str, Any]
@@ -62,47 +64,51 @@ def train(config: Config) -> dict[str, Any]:
     state = step.init_state(trained, todo, optimizers, scales)
     state = parallel.put(state, everywhere)
 
-    # ---- Workdir, restore ------------------------------------------------------------------------
-    workdir.mkdir(parents=True, exist_ok=True)
-    lock = _lock(workdir)
-    checkpoint.check_space(workdir, state)
-    logbook.write_atomically(workdir / "config.json", json.dumps(config, indent=1) + "\n")
-    checkpoints = Checkpoints(workdir)
-    clock = {"step": 0, "consumed": 0, "best_step": None, "best_AbsRel": None, "backbone": start.fingerprint}
-    restored = checkpoints.restore(state)
-    if restored is not None:
-        state, clock = restored
-        if clock["backbone"] != start.fingerprint:
-            raise UserError(
-                f"{workdir}: was trained on another backbone (fingerprint {clock['backbone'][:12]}, "
-                f"given {start.fingerprint[:12]}): give the same config.backbone.weights"
-            )
-        # A kill between the two saves leaves a newer `best` behind, which this run has not reached yet.
-        checkpoints.keep_best(clock["best_step"])
-        print(f"going on from step {clock['step']} of {config['steps']} in {workdir}")
-    first = clock["step"]
-    book = logbook.Logbook(workdir, first, config["log"]["tensorboard"])
-    print(_summary(config, mesh, model, state, frozen))
+    sampling = {
+        "batch_depth": config["batch"]["depth"],
+        "batch_auxiliary": config["batch"]["auxiliary"] or None,
+        "seed": config["seed"],
+    }
+    # A crop that the images are too small for shows in a batch: told before anything is written.
+    JointBatches(depth_stream, auxiliary_stream, **sampling)(0)
 
-    # ---- Loop ------------------------------------------------------------------------------------
-    joint_step = jax.jit(
-        step.build(model, todo, optimizers, scales, settings),
-        donate_argnums=0,
-        in_shardings=(everywhere, everywhere, shared),
-        out_shardings=everywhere,
-    )
-    batches = joint_batches(
-        depth_stream,
-        auxiliary_stream,
-        batch_depth=config["batch"]["depth"],
-        batch_auxiliary=config["batch"]["auxiliary"] or None,
-        seed=config["seed"],
-        start=clock["consumed"],
-        workers=config["data"]["workers"],
-    )
-    watch = logbook.Stopwatch(first, config["steps"], sum(batch_sizes.values()))
-    recent, dead = [], DeadHead(round(config["loss"]["silog_warmup_fraction"] * config["steps"]))
-    try:
+    with contextlib.ExitStack() as closing:
+        # ---- Workdir, restore --------------------------------------------------------------------
+        workdir.mkdir(parents=True, exist_ok=True)
+        closing.enter_context(_lock(workdir))
+        checkpoint.check_space(workdir, state)
+        logbook.write_atomically(workdir / "config.json", json.dumps(config, indent=1) + "\n")
+        checkpoints = closing.enter_context(contextlib.closing(Checkpoints(workdir)))
+        clock = {"step": 0, "consumed": 0, "best_step": None, "best_AbsRel": None, "backbone": start.fingerprint}
+        restored = checkpoints.restore(state)
+        if restored is not None:
+            state, clock = restored
+            if clock["backbone"] != start.fingerprint:
+                raise UserError(
+                    f"{workdir}: was trained on another backbone (fingerprint {clock['backbone'][:12]}, "
+                    f"given {start.fingerprint[:12]}): give the same config.backbone.weights"
+                )
+            # A kill between the two saves leaves a newer `best` behind, which this run has not reached yet.
+            checkpoints.keep_best(clock["best_step"])
+            print(f"going on from step {clock['step']} of {config['steps']} in {workdir}")
+        first = clock["step"]
+        book = logbook.Logbook(workdir, first, config["log"]["tensorboard"])
+        closing.callback(book.close)
+        print(_summary(config, mesh, model, state, frozen))
+
+        # ---- Loop ------------------------------------------------------------------------------------
+        joint_step = jax.jit(
+            step.build(model, todo, optimizers, scales, settings),
+            donate_argnums=0,
+            in_shardings=(everywhere, everywhere, shared),
+            out_shardings=everywhere,
+        )
+        batches = joint_batches(
+            depth_stream, auxiliary_stream, **sampling, start=clock["consumed"], workers=config["data"]["workers"]
+        )
+        closing.callback(batches.close)
+        watch = logbook.Stopwatch(first, config["steps"], sum(batch_sizes.values()))
+        recent, dead = [], DeadHead(round(config["loss"]["silog_warmup_fraction"] * config["steps"]))
         for number in range(first + 1, config["steps"] + 1):
             began = time.perf_counter()
             batch = next(batches)
@@ -132,11 +138,6 @@ def train(config: Config) -> dict[str, Any]:
                 checkpoints.save(state, clock)
                 checkpoints.keep_best(clock["best_step"])
             watch.paused(time.perf_counter() - began)
-    finally:
-        batches.close()
-        checkpoints.close()
-        book.close()
-        lock.close()
 
     # ---- Final evaluation ------------------------------------------------------------------------
     result = final_evaluation(config, model, state, frozen, clock, evaluation, mesh)

@@ -12,7 +12,7 @@ from PIL import Image
 from tiny_config import ROOT
 from tiny_run import SHORT, call, folder_set, picture, refused, save_backbone
 
-from jdepth import checkpoint, inputs, logbook, main, weights
+from jdepth import checkpoint, inputs, logbook, main, predict, weights
 from jdepth.data import order
 
 # ml_collections reads config files with load_module.
@@ -74,6 +74,11 @@ def test_unknown_names(start):
 def test_a_protocol_that_does_not_fit_is_told_before_the_first_step(start):
     line = start(**{"evaluate.protocol": "nyu"})
     assert "protocol 'nyu' is defined for depth maps of 480x640" in line and "got 48x64" in line
+
+
+def test_a_crop_larger_than_the_images_is_told_before_anything_is_written(start):
+    line = start(**{"data.depth.augmentation.crop": "(64, 64)"})
+    assert "crop" in line and "48" in line and "64" in line
 
 
 def test_a_folder_one_level_off(start, tmp_path):
@@ -230,6 +235,28 @@ def test_a_corrupted_config_json(run, tmp_path, capsys):
         line = refused(capsys, main, TINY, *overrides(**SHORT, workdir=copy))
         assert str(copy / "config.json") in line
         assert (copy / "config.json").read_text() == content and checkpoint.steps(copy, "last") == [2]
+
+
+@pytest.mark.parametrize("harm", ["no arrays", "cut", "no description"])
+def test_a_damaged_checkpoint_is_named(run, tmp_path, harm, capsys):
+    copy, photo = tmp_path / "tiny", tmp_path / "photo.png"
+    shutil.copytree(run, copy)
+    Image.fromarray(picture()).save(photo)
+    for kind, place in (("last", "params"), ("best", "")):
+        (step,) = (path for path in (copy / "checkpoints" / kind).iterdir() if path.name.isdigit())
+        arrays = step / place
+        for path in sorted(path for path in arrays.rglob("*") if path.is_file()):
+            if harm == "no arrays":
+                path.unlink()
+            elif harm == "cut":
+                path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+            elif path.name == "_METADATA":
+                path.write_text("nonsense")
+        line = refused(capsys, predict, f"--checkpoint={copy}", f"--kind={kind}", f"--out={tmp_path / 'out'}", photo)
+        assert str(step) in line and "damaged" in line
+    before = sorted(copy.rglob("*"))
+    line = refused(capsys, main, TINY, *overrides(**SHORT, workdir=copy))
+    assert "damaged" in line and sorted(copy.rglob("*")) == before
 
 
 def test_workdirs_that_are_none(start, tmp_path):

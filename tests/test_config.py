@@ -50,8 +50,16 @@ def test_overrides_reach_the_run(trained):
 
 
 def test_an_empty_tuple_switches_a_crop_off(trained):
-    assert call(main, f"--config={ROOT}/configs/folder.py", "--config.data.depth.augmentation.fixed_crop=()") == 0
+    assert call(main, f"--config={ROOT}/configs/nyu_mix6.py", "--config.data.depth.augmentation.fixed_crop=()") == 0
     assert trained[0]["data"]["depth"]["augmentation"]["fixed_crop"] == ()
+
+
+def test_a_list_given_twice_is_refused_and_a_number_takes_the_last(trained, capsys):
+    key = "--config.data.depth.augmentation.crop"
+    assert call(main, QUICKSTART, f"{key}=(28, 42)", f"{key}=(42, 28)") == 2
+    assert f"{key}: given twice" in capsys.readouterr().err
+    assert call(main, QUICKSTART, "--config.alpha=0.5", "--config.alpha=0.8") == 0
+    assert trained[0]["alpha"] == 0.8
 
 
 def test_workdir_is_derived_from_the_file(trained):
@@ -73,6 +81,7 @@ def test_workdir_is_derived_from_the_file(trained):
         ("--config.log.tensorboard=perhaps", "--config.log.tensorboard: 'perhaps' is not True or False"),
         ("--config.alpha=1.5", "config.alpha: 1.5 is not within 0 and 1"),
         ("--config.steps=0", "config.steps: 0 is less than 1"),
+        ("--config.steps=1" + 12 * "0", "config.steps: 1000000000000 is more than 2147483647"),
         ("--config.task=mldcc", "config.task: 'mldcc' is not one of mldc, segmentation, single_label, reconstruction"),
         ("--config.evaluate.input_size=84", "config.evaluate.input_size: (84,) must be two whole numbers of pixels"),
         ("--alpha=0.8", "--alpha: unknown flag; did you mean --config.alpha?"),
