@@ -20,6 +20,8 @@ import numpy as np
 from jdepth.data import order, transforms
 from jdepth.data.sources import decode, open_source
 
+NYU = transforms.DepthAugmentation(fixed_crop=(45, 472, 43, 608))
+
 
 def rate(call: Callable[[int], object], seconds: float, clock: Callable[[], float] = time.thread_time) -> float:
     """Calls per second, after one call to warm up; `call` gets a running number.
@@ -67,7 +69,7 @@ def single_calls(folder: Path, seconds: float) -> dict[str, float]:
         return source.__getitem__
 
     def augment_depth(number: int):
-        return transforms.augment_depth(item, transforms.NYU, order.generator(0, "depth", number))
+        return transforms.augment_depth(item, NYU, order.generator(0, "depth", number))
 
     def augment_auxiliary(number: int):
         return transforms.augment_auxiliary(labelled, auxiliary, order.generator(0, "auxiliary", number))
@@ -80,7 +82,7 @@ def single_calls(folder: Path, seconds: float) -> dict[str, float]:
         "folder item: image and depth": lambda number: depth[number % size],
         "NYU augmentation to 416x544": augment_depth,
         "folder item and NYU augmentation": lambda number: transforms.augment_depth(
-            depth[number % size], transforms.NYU, order.generator(0, "depth", number)
+            depth[number % size], NYU, order.generator(0, "depth", number)
         ),
         "folder item: image and label": lambda number: labels[number % size],
         "auxiliary augmentation to 512x512": augment_auxiliary,
@@ -92,7 +94,7 @@ def joint(folder: Path, workers: int, seconds: float) -> float:
     """Joint batches per second with so many worker processes (0: threads)."""
     from jdepth.data.pipeline import AuxiliaryStream, DepthStream, joint_batches
 
-    depth = DepthStream(open_source("folder", split="train", path=folder, read="depth"), transforms.NYU)
+    depth = DepthStream(open_source("folder", split="train", path=folder, read="depth"), NYU)
     labels = open_source("folder", split="train", path=folder, read="label")
     auxiliary = AuxiliaryStream((labels,), transforms.AuxiliaryAugmentation(), "mldc")
     with joint_batches(depth, auxiliary, batch_depth=4, seed=0, workers=workers) as batches:

@@ -43,10 +43,13 @@ READ_BEFORE_START = 1000
 
 
 def read_small_sets(config: Config) -> None:
-    """Decode every file of the small sets, so that a damaged one is told before anything is written."""
-    evaluation = depth_source(config, config["evaluate"]["split"])
+    """Decode every file of the small sets, trained or evaluated on, so that a damaged one is told before the start."""
     found = [source for _, source in opened(config) if not isinstance(source, UserError)]
-    for source in [*found, evaluation]:
+    found.append(depth_source(config, config["evaluate"]["split"]))
+    held_out = config["data"]["auxiliary"]["eval_split"]
+    if held_out and uses_auxiliary(config):
+        found += auxiliary_sources(config, held_out)
+    for source in found:
         if source.name != "rooms" and len(source) <= READ_BEFORE_START:
             for index in range(len(source)):
                 source[index]

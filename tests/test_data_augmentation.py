@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 
 from jdepth.data import geometry, order, targets, transforms
-from jdepth.data.transforms import NYU, AuxiliaryAugmentation, DepthAugmentation
+from jdepth.data.transforms import AuxiliaryAugmentation, DepthAugmentation
 from jdepth.errors import UserError
+
+NYU = DepthAugmentation(fixed_crop=(45, 472, 43, 608))
+KITTI = DepthAugmentation(kb_crop=True, crop=(352, 704), brightness=(0.9, 1.1))
 
 
 def rng(counter: int = 0) -> np.random.Generator:
@@ -109,7 +112,8 @@ def test_positive_angle_is_clockwise_and_corners_have_no_depth():
 
 def test_nothing_switched_on_is_the_identity():
     item = noise_item()
-    result = transforms.augment_depth(item, transforms.PLAIN, rng())
+    off = DepthAugmentation(rotate_probability=0, flip_probability=0, crop=None, colour_probability=0)
+    result = transforms.augment_depth(item, off, rng())
     np.testing.assert_array_equal(result["image"], item["image"])
     np.testing.assert_array_equal(result["depth"], item["depth"])
 
@@ -130,7 +134,7 @@ def test_depth_stays_aligned_with_the_image(counter):
 
 def test_resize_keeps_depth_aligned_and_invents_none():
     item = smooth_item(424, 566)
-    augmentation = replace(transforms.RESIZED, rotate_probability=0, flip_probability=0, crop=None)
+    augmentation = DepthAugmentation(resize=(480, 640), rotate_probability=0, flip_probability=0, crop=None)
     result = transforms.augment_depth(item, augmentation, rng())
     assert result["image"].shape == (480, 640, 3)
     assert set(np.unique(result["depth"])) <= set(np.unique(item["depth"]))
@@ -144,7 +148,7 @@ def test_resize_keeps_depth_aligned_and_invents_none():
 
 def test_kitti_recipe():
     item = smooth_item(375, 1242)
-    result = transforms.augment_depth(item, replace(transforms.KITTI, rotate_probability=0, flip_probability=0), rng(1))
+    result = transforms.augment_depth(item, replace(KITTI, rotate_probability=0, flip_probability=0), rng(1))
     assert result["image"].shape == (352, 704, 3)
     column, row = int(result["depth"][0, 0] - 1) % 1000, int(result["depth"][0, 0] - 1) // 1000
     assert row == 23 and 13 <= column <= 13 + 512
@@ -208,7 +212,7 @@ def test_switching_one_step_off_does_not_shift_the_draws_of_the_others():
     [
         (NYU, (400, 640), ("fixed crop rows 45:472", "400x640")),
         (DepthAugmentation(), (400, 640), ("crop 416x544", "400x640", "set resize")),
-        (transforms.KITTI, (352, 1200), ("352x1216", "352x1200")),
+        (KITTI, (352, 1200), ("352x1216", "352x1200")),
     ],
 )
 def test_images_smaller_than_a_crop(augmentation, size, parts):
@@ -216,12 +220,6 @@ def test_images_smaller_than_a_crop(augmentation, size, parts):
         transforms.augment_depth(noise_item(*size), augmentation, rng())
     for part in parts:
         assert part in str(caught.value)
-
-
-def test_each_paper_set_has_an_augmentation():
-    assert set(transforms.DEPTH_AUGMENTATIONS) == {
-        "nyu", "sun", "matterport", "taskonomy", "diode_indoor", "diode_outdoor", "kitti",
-    }  # fmt: skip
 
 
 # Auxiliary pipeline

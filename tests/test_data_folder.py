@@ -1,6 +1,7 @@
 """Folder sources: small sets written here, and everything a user may get wrong."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_config import plain
 
+from jdepth import inputs
 from jdepth.data import sources
 from jdepth.data.sources import folder
 from jdepth.data.sources.folder import Folder
@@ -378,6 +381,26 @@ def test_folder_one_level_off(made):
         ({"label": {"file": "x", "classes": ["a"], "map": {"0": 1}}}, "label.map: '0': 1"),
         ({"label": {"file": "x", "classes": ["a"], "map": {"a": 0}}}, "label.map: 'a': 0"),
         ({"label": {"file": "x", "classes": ["a"], "map": {"0": 0}, "reduce_zero_label": True}}, "exclude"),
+        ({"depth": {"file": "x", "scale": 10**400}}, "depth.scale: expected a positive number"),
+        ({"depth": {"file": "x", "scale": 1e300}}, "dataset.json: depth formula 'v * 1e+300'"),
+        ({"depth": {"file": "x", "scale": 1, "max": 10**400}}, "depth.max: expected a positive number"),
+        ({"depth": {"file": "x", "scale": 1, "invalid": [10**400]}}, "depth.invalid: expected numbers"),
+        ({"depth": {"file": "x", "formula": "v /\n 0x"}}, "is not an arithmetic expression"),
+        ({"label": {"file": "x", "classes": ["a"], "ignore": [float("nan")]}}, "label.ignore: expected whole numbers"),
+        ({"label": {"file": "x", "classes": ["a"], "ignore": [float("inf")]}}, "label.ignore: expected whole numbers"),
+        ({"label": {"file": "x", "classes": ["a"], "ignore": [0.5]}}, "label.ignore: expected whole numbers"),
+        ({"label": {"file": "x", "classes": ["a"], "ignore": [-1]}}, "label.ignore: expected whole numbers"),
+        ({"label": {"file": "x", "classes": ["a"], "map": {"7" * 5000: 0}}}, "label.map: '7777"),
+        ({"label": {"file": "x", "classes": ["a"], "map": {"70000": 0}}}, "label.map: '70000'"),
+        ({"splits": {"train": {"list": "l.txt", "columns": [1]}}}, "splits.train.columns: expected names, got [1]"),
+        ({"splits": {"train": {"list": "l.txt", "columns": [["id"]]}}}, "splits.train.columns: expected names"),
+        ({"splits": {"train": {"glob": "**"}}}, "splits.train.glob: cannot look for 'train/rgb/**.png'"),
+        ({"splits": {"train": {"glob": "**/a**"}}}, "splits.train.glob: cannot look for"),
+        ({"image": "/abs/rgb/{id}.png"}, "expected an image pattern relative to root"),
+        ({"image": "{id}", "splits": {"train": {"glob": ""}}}, "splits.train.glob: cannot look for ''"),
+        ({"root": "\0"}, "root: expected a path without control characters"),
+        ({"root": "\ud800"}, "root: expected a path without control characters"),
+        ({"depth": {"file": "x\0/{id}", "scale": 1}}, "depth.file: expected a path without control characters"),
         ({"image": "rgb/{name}.png"}, "{name}"),
         ({"depth": {"file": "{name}.png", "scale": 1}}, "{name}"),
     ],
@@ -394,8 +417,22 @@ def test_description_that_is_no_json(made):
     (made[0] / "dataset.json").write_text("[1]")
     with pytest.raises(UserError, match="expected an object"):
         Folder(made[0], "train")
+    for content in ("[" * 200_000, '{"name": ' + "1" * 5000 + "}"):
+        (made[0] / "dataset.json").write_text(content)
+        with pytest.raises(UserError, match=r"cannot read .*dataset\.json"):
+            Folder(made[0], "train")
     with pytest.raises(UserError, match="not found"):
         Folder(made[0] / "nope", "train")
+
+
+def test_whole_numbers_may_have_a_point(made):
+    np.testing.assert_array_equal(label_of(made, np.uint8([0, 39]), ignore=[39.0]), [0, 255])
+
+
+def test_list_with_a_zero_byte(made):
+    (made[0] / "list.txt").write_text("a\0/b\n")
+    made[1]["splits"]["train"] = {"list": "list.txt"}
+    refused(made, "1 of 1 image files of split 'train' not found")
 
 
 # The registry
@@ -453,3 +490,22 @@ def test_fixed_subset_depends_on_ids_only(made):
     # Fixed for good: a change of the hash would change every published number.
     assert fixed_subset(Ids(ids), 3) == [25, 71, 82]
     assert len(Subset(opened(made), 2)) == 2
+
+
+# What is decoded before a run starts
+
+
+@pytest.mark.parametrize("kind", ["depth", "label"])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_small_sets_are_decoded_before_the_start(made, tmp_path, kind, split):
+    opened(made)
+    given = {"name": "folder", "path": str(made[0]), "split": "train"}
+    changes = {f"data.{part}.{key}": value for part in ("depth", "auxiliary") for key, value in given.items()}
+    config = plain(tmp_path / "run", **changes, **{"data.auxiliary.eval_split": "val", "evaluate.split": "val"})
+    inputs.read_small_sets(config)
+    bad = made[0] / split / kind / "a0.png"
+    write(bad, np.full((HEIGHT, WIDTH, 3) if kind == "depth" else (HEIGHT, WIDTH), 7, np.uint8))
+    with pytest.raises(UserError, match=re.escape(str(bad))):
+        inputs.read_small_sets(config)
+    if kind == "label":
+        inputs.read_small_sets(config | {"alpha": 1.0, "beta": None})  # no auxiliary task, no labels read

@@ -10,12 +10,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from jdepth.data import order, streams, transforms
+from jdepth.data import order, streams
 from jdepth.data.pipeline import AuxiliaryStream, DepthStream, joint_batches
 from jdepth.data.transforms import AuxiliaryAugmentation, DepthAugmentation
 from jdepth.errors import UserError
 
 DEPTH = DepthAugmentation(crop=(24, 32))
+PLAIN = DepthAugmentation(rotate_probability=0, flip_probability=0, crop=None, colour_probability=0)
 AUXILIARY = AuxiliaryAugmentation(scale=(64, 40), crop=(32, 32), canvas=(32, 32))
 
 
@@ -243,7 +244,7 @@ def test_shards_side_by_side_are_the_global_batch():
 
 
 def test_workers_start_no_backend_and_import_no_other_framework():
-    with joint_batches(DepthStream(Report(), transforms.PLAIN), batch_depth=1, seed=0, workers=1) as batches:
+    with joint_batches(DepthStream(Report(), PLAIN), batch_depth=1, seed=0, workers=1) as batches:
         assert next(batches)["depth"]["image"].max() == 0
 
 
@@ -314,7 +315,7 @@ def test_images_of_different_sizes_in_one_batch():
             return {key: array[: 40 - index] for key, array in item.items()}
 
     with pytest.raises(UserError, match="different sizes.*set crop or resize"):
-        next(joint_batches(DepthStream(Mixed(), transforms.PLAIN), batch_depth=4, seed=0))
+        next(joint_batches(DepthStream(Mixed(), PLAIN), batch_depth=4, seed=0))
 
 
 def test_sources_without_depth_or_label():

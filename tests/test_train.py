@@ -224,16 +224,18 @@ def test_eight_devices_compute_what_one_computes(cache, tmp_path):
     for devices in (1, 8):
         finish(start(cache, tmp_path / str(devices), devices, **changes))
         rows[devices] = logbook.read_rows(tmp_path / str(devices) / "metrics.jsonl")
-    worst = {}
+    worst, jumps = {}, {}
     for one, eight in zip(rows[1], rows[8], strict=True):
         assert one.keys() == eight.keys()
         for key, value in one.items():
             if key.split("/")[-1] in ("d1", "d2", "d3", "at_min_depth"):
-                assert eight[key] == pytest.approx(value, abs=1e-3)  # shares jump by whole pixels
+                jumps[key] = max(jumps.get(key, 0.0), abs(value - eight[key]))
             else:
                 worst[key] = max(worst.get(key, 0.0), abs(value - eight[key]) / max(abs(value), 1e-6))
-    print({key: f"{value:.1e}" for key, value in worst.items() if value})
+    print({key: f"{value:.1e}" for key, value in (worst | jumps).items() if value})
     assert max(worst.values()) <= 1e-5
+    # Shares jump by whole pixels: one of the six evaluation images' 3,072 is 5.4e-5 of the mean.
+    assert max(jumps.values()) <= 2 * 5.5e-5
 
 
 def test_a_batch_that_does_not_divide_is_refused(cache, tmp_path):

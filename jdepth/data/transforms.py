@@ -43,24 +43,6 @@ class DepthAugmentation:
     colour: tuple[float, float] = (0.9, 1.1)
 
 
-NYU = DepthAugmentation(fixed_crop=(45, 472, 43, 608))
-KITTI = DepthAugmentation(kb_crop=True, crop=(352, 704), brightness=(0.9, 1.1))
-# Sets of mixed or large sizes come to NYU's size first; they have no white border to crop.
-RESIZED = DepthAugmentation(resize=(480, 640))
-# Each image as it is: no randomness at all, e.g. to overfit or to look at a pipeline.
-PLAIN = DepthAugmentation(rotate_probability=0.0, flip_probability=0.0, crop=None, colour_probability=0.0)
-
-DEPTH_AUGMENTATIONS = {
-    "nyu": NYU,
-    "sun": RESIZED,
-    "matterport": RESIZED,
-    "taskonomy": DepthAugmentation(crop=(416, 512)),
-    "diode_indoor": DepthAugmentation(),
-    "diode_outdoor": DepthAugmentation(),
-    "kitti": KITTI,
-}
-
-
 def augment_depth(
     item: dict[str, np.ndarray], augmentation: DepthAugmentation, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:

@@ -39,6 +39,9 @@ image's path without its suffix.
 """
 
 import json
+import re
+import reprlib
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +51,10 @@ from jdepth.errors import UserError
 
 FILE_NAME = "dataset.json"
 IGNORE = 255
+STORED_VALUES = 2**16  # stored class numbers are 0 to 65535
+
+# Control characters and halves of UTF-16 pairs, which no path of ours has and some system calls refuse.
+_NO_PATH = re.compile("[\x00-\x1f\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -103,19 +110,19 @@ def load(path: str | Path) -> Description:
     path = locate(Path(path))
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not JSON: {error.msg} in line {error.lineno}") from None
+    except (OSError, ValueError, RecursionError) as error:  # no text, a number of 5000 digits, lists without end
+        raise UserError(f"cannot read {path}: {error}") from None
     top = _Fields(path, "", fields, ("name", "root", "about", "licence", "image", "depth", "label", "splits"))
-    root = (path.parent / top.get("root", str, ".")).resolve()
+    root = (path.parent / top.path_text("root", ".")).resolve()
     if not root.is_dir():
         raise UserError(f"{path}: root: folder not found: {root}")
     description = Description(
         path=path,
         name=top.get("name", str),
         root=root,
-        image=top.get("image", str),
+        image=top.path_text("image"),
         depth=_depth(path, fields["depth"]) if "depth" in fields else None,
         label=_label(path, fields["label"]) if "label" in fields else None,
         splits=_splits(path, top.get("splits", dict)),
@@ -142,21 +149,18 @@ def _depth(path: Path, fields) -> DepthFiles:
     depth = _Fields(path, "depth", fields, ("file", "scale", "formula", "invalid", "max", "clip", "mask"))
     if ("scale" in fields) == ("formula" in fields):
         raise UserError(f"{path}: depth: give either scale (metres = value * scale) or formula")
-    if "scale" in fields:
-        scale = depth.positive("scale")
-        formula = Formula(f"v * {scale!r}")
-    else:
-        try:
-            formula = Formula(depth.get("formula", str))
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from None
+    text = f"v * {depth.positive('scale')!r}" if "scale" in fields else depth.get("formula", str)
+    try:
+        formula = Formula(text)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     return DepthFiles(
-        file=depth.get("file", str),
+        file=depth.path_text("file"),
         formula=formula,
         invalid=tuple(depth.numbers("invalid", [0])),
         max=depth.positive("max", None),
         clip=depth.positive("clip", None),
-        mask=depth.get("mask", str, None),
+        mask=depth.path_text("mask", None),
     )
 
 
@@ -172,10 +176,12 @@ def _label(path: Path, fields) -> LabelFiles:
             raise UserError(f"{path}: label: map and reduce_zero_label exclude each other; map stored values")
         ids = {}
         for stored, target in label.get("map", dict).items():
-            known = stored == "other" or stored.isdecimal()
+            # The length first: int() refuses thousands of digits.
+            known = stored == "other" or (stored.isdecimal() and len(stored) <= 5 and int(stored) < STORED_VALUES)
             if not known or not (target is None or (type(target) is int and 0 <= target < count)):
                 raise UserError(
-                    f"{path}: label.map: '{stored}': {target!r}; expected stored value: class id below {count} or null"
+                    f"{path}: label.map: {reprlib.repr(stored)}: {reprlib.repr(target)}; expected stored value "
+                    f"(0 to {STORED_VALUES - 1} or other): class id below {count} or null"
                 )
             target = IGNORE if target is None else target
             if stored == "other":
@@ -186,8 +192,13 @@ def _label(path: Path, fields) -> LabelFiles:
         ids = {class_id + reduce_zero: class_id for class_id in range(count)}
         ids |= {0: IGNORE} if reduce_zero else {}
     ids[IGNORE] = IGNORE
-    ids |= {int(stored): IGNORE for stored in label.numbers("ignore", [])}
-    return LabelFiles(label.get("file", str), tuple(classes), ids, other)
+    ignored = label.numbers("ignore", [])
+    if not all(stored in range(STORED_VALUES) for stored in ignored):
+        raise UserError(
+            f"{path}: label.ignore: expected whole numbers from 0 to {STORED_VALUES - 1}, got {reprlib.repr(ignored)}"
+        )
+    ids |= {int(stored): IGNORE for stored in ignored}
+    return LabelFiles(label.path_text("file"), tuple(classes), ids, other)
 
 
 def _splits(path: Path, fields) -> dict[str, Split]:
@@ -199,7 +210,9 @@ def _splits(path: Path, fields) -> dict[str, Split]:
             raise UserError(f"{path}: splits.{name}: give either list (a text file) or glob")
         if "glob" in entry and "columns" in entry:
             raise UserError(f"{path}: splits.{name}: columns belong to list, not to glob")
-        splits[name] = Split(split.get("list", str, None), columns, split.get("glob", str, None))
+        if not all(isinstance(column, str) for column in columns):
+            raise UserError(f"{path}: splits.{name}.columns: expected names, got {reprlib.repr(entry['columns'])}")
+        splits[name] = Split(split.path_text("list", None), columns, split.path_text("glob", None))
     if not splits:
         raise UserError(f"{path}: splits: expected at least one, e.g. train")
     return splits
@@ -227,21 +240,27 @@ class _Fields:
             return default
         value = self.fields[key]
         if not isinstance(value, kind):
-            raise UserError(f"{self._at(key)}: expected {kind.__name__}, got {value!r}")
+            raise UserError(f"{self._at(key)}: expected {kind.__name__}, got {reprlib.repr(value)}")
+        return value
+
+    def path_text(self, key: str, default=_REQUIRED) -> str | None:
+        value = self.get(key, str, default)
+        if value and _NO_PATH.search(value):
+            raise UserError(f"{self._at(key)}: expected a path without control characters, got {reprlib.repr(value)}")
         return value
 
     def positive(self, key: str, default=_REQUIRED) -> float | None:
         if key not in self.fields and default is not _REQUIRED:
             return default
         value = self.fields.get(key)
-        if type(value) not in (int, float) or not 0 < value < float("inf"):
-            raise UserError(f"{self._at(key)}: expected a positive number, got {value!r}")
+        if type(value) not in (int, float) or not 0 < value <= sys.float_info.max:
+            raise UserError(f"{self._at(key)}: expected a positive number, got {reprlib.repr(value)}")
         return float(value)
 
     def numbers(self, key: str, default: list) -> list:
         values = self.get(key, list, default)
-        if not all(type(value) in (int, float) for value in values):
-            raise UserError(f"{self._at(key)}: expected numbers, got {values!r}")
+        if not all(type(value) is float or (type(value) is int and abs(value) < 2**63) for value in values):
+            raise UserError(f"{self._at(key)}: expected numbers, got {reprlib.repr(values)}")
         return values
 
     def _at(self, key: str) -> str:

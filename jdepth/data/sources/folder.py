@@ -18,7 +18,6 @@ from jdepth.errors import UserError
 HEADERS_AT_OPEN = 1000
 
 _FIELD = re.compile(r"\{(\w+)\}")
-_STORED_VALUES = 2**16
 
 
 class Folder:
@@ -103,7 +102,7 @@ class Folder:
         self._same_size(index, "label", size, stored.shape)
         ids = self._class_ids.take(stored, mode="clip")
         if stored.dtype not in (np.uint8, np.uint16):
-            ids = np.where((stored < 0) | (stored >= _STORED_VALUES), np.int16(-1), ids)
+            ids = np.where((stored < 0) | (stored >= description.STORED_VALUES), np.int16(-1), ids)
         if ids.min() < 0:
             value = stored[ids < 0].min()
             raise UserError(
@@ -176,8 +175,15 @@ class Folder:
     def _globbed(self, split: description.Split) -> list[tuple[str, ...]]:
         pattern = self._pattern_glob(split)
         before, _, after = self._description.image.replace("{split}", self.split).partition("{id}")
-        names = (path.relative_to(self._description.root).as_posix() for path in self._description.root.glob(pattern))
-        return [(name[len(before) : len(name) - len(after)],) for name in sorted(names)]
+        root = self._description.root
+        try:
+            names = sorted(path.relative_to(root).as_posix() for path in root.glob(pattern))
+        except (NotImplementedError, ValueError) as error:  # an absolute pattern, or ** within a name
+            raise UserError(
+                f"{self._description.path}: splits.{self.split}.glob: cannot look for '{pattern}' below {root}: "
+                f"{error}; expected an image pattern relative to root, with ** only between slashes"
+            ) from None
+        return [(name[len(before) : len(name) - len(after)],) for name in names]
 
     def _pattern_glob(self, split: description.Split) -> str:
         image = self._description.image
@@ -229,7 +235,7 @@ def _absent(root: Path, names: list[str]) -> list[str]:
         if folder not in listings:
             try:
                 listings[folder] = set(os.listdir(root / folder))
-            except OSError:
+            except (OSError, ValueError):  # ValueError: a list file with a zero byte
                 listings[folder] = set()
         if file not in listings[folder]:
             absent.append(name)
@@ -248,13 +254,12 @@ def _to_metres(values: np.ndarray, stored: description.DepthFiles) -> np.ndarray
 
 def _metre_table(stored: description.DepthFiles) -> np.ndarray:
     """Metres of every 8- and 16-bit value, so that a formula costs one look-up per pixel."""
-    return _to_metres(np.arange(_STORED_VALUES, dtype=np.uint16), stored)
+    return _to_metres(np.arange(description.STORED_VALUES, dtype=np.uint16), stored)
 
 
 def _class_table(stored: description.LabelFiles) -> np.ndarray:
     """Class id of every 8- and 16-bit value, -1 where there is none."""
-    table = np.full(_STORED_VALUES, stored.other, np.int16)
+    table = np.full(description.STORED_VALUES, stored.other, np.int16)
     for value, class_id in stored.ids.items():
-        if 0 <= value < _STORED_VALUES:
-            table[value] = class_id
+        table[value] = class_id
     return table

@@ -36,11 +36,11 @@ class Formula:
     def __init__(self, text: str):
         self.text = text
         if len(text) > 300:
-            raise UserError(f"depth formula '{text[:40]}...' is longer than 300 characters")
+            raise UserError(f"depth formula {text[:40] + '...'!r} is longer than 300 characters")
         try:
             self._tree = ast.parse(text.strip(), mode="eval").body
         except (SyntaxError, ValueError, MemoryError, RecursionError):
-            raise UserError(f"depth formula '{text}' is not an arithmetic expression of v") from None
+            raise UserError(f"depth formula {text!r} is not an arithmetic expression of v") from None
         _check(self._tree, text)
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
@@ -63,7 +63,7 @@ class Formula:
         if kind in _BITS:
             if left.dtype.kind != "i" or right.dtype.kind != "i":
                 raise UserError(
-                    f"depth formula '{self.text}': >> << & | need whole numbers, as stored in 8- or 16-bit files"
+                    f"depth formula {self.text!r}: >> << & | need whole numbers, as stored in 8- or 16-bit files"
                 )
             return _BITS[kind](left, right)
         if kind is ast.Pow:
@@ -84,5 +84,5 @@ def _check(node: ast.expr, text: str) -> None:
     else:
         part = ast.get_source_segment(text.strip(), node) or text
         raise UserError(
-            f"depth formula '{text}': '{part}' is not allowed; use numbers, v, ( ) and + - * / ** >> << & |"
+            f"depth formula {text!r}: {part!r} is not allowed; use numbers, v, ( ) and + - * / ** >> << & |"
         )
