@@ -3,7 +3,10 @@
 Command:  python -m jdepth.main --config configs/folder.py \
               --config.data.depth.path=my/dataset.json --config.data.auxiliary.path=my/dataset.json
 Data:     one or two description files (README, "Your own data").
-Hardware: 2 CPU cores.
+Hardware: 2 CPU cores, about 15 minutes.
+Expected: measured on NYUv2's labelled photographs, 240 to train and 60 to score, NYU protocol: AbsRel of the
+          best and the last checkpoint 0.313 and 0.334 with alpha=0.9, 0.316 and 0.354 with alpha=1, against
+          0.352 of the best constant depth.
 """
 
 from jdepth import config, recipe
