@@ -124,7 +124,8 @@ def _ticks(low: float, high: float) -> list[float]:
     if span <= 0:
         return [low]
     power = 10.0 ** np.floor(np.log10(span / 3))
-    step = next(step for step in (5, 2, 1) if step * power <= span / 3) * power
+    # The logarithm may round up to the next power, as for 0.3 / 3, which is just below 0.1.
+    step = next(step for step in (5, 2, 1) if step * power <= span / 3 * (1 + 1e-9)) * power
     first, last = np.ceil(low / step - 1e-9), np.floor(high / step + 1e-9)
     return [float(round(n * step, 9)) for n in np.arange(first, last + 1)]
 

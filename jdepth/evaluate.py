@@ -29,6 +29,7 @@ also mIoU and pixel accuracy, mAP, or accuracy.
 DEPTH_ROW = ("AbsRel", "SqRel", "RMSE", "RMSElog", "SILog", "log10", "d1", "d2", "d3")
 # Images and their height and width for --dataset=rooms, where neither --limit nor a run says it.
 ROOMS, ROOMS_SIZE = 64, (168, 224)
+NO_RUN = "is not a run; use --checkpoint with --dataset for a weights file"
 HEADINGS = {"RMSElog": "RMSE log", "d1": "δ1", "d2": "δ2", "d3": "δ3"}
 
 
@@ -64,15 +65,19 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
         for name in ("dataset", "path", "split", "protocol", "data_dir"):
             if values[name].present:
                 raise UserError(f"--{name}: a run is scored as its config says; to choose, give --checkpoint RUN")
+        if not Path(values.workdir).exists():
+            raise UserError(f"--workdir: {values.workdir}: no such file or folder; expected a run's folder")
+        if not Path(values.workdir).is_dir():
+            raise UserError(f"--workdir: {values.workdir} {NO_RUN}")
     out = Path(values.out or _default_out(values))
-    if not out.parent.is_dir() or out.is_dir():
+    if (values.out and not out.parent.is_dir()) or out.is_dir():
         raise UserError(f"--out: {out}: expected a file in an existing folder")
     from jdepth import predictor
 
     path = values.workdir or values.checkpoint
     model = predictor.load(path, backbone=values.backbone, model=values.model, kind=values.kind)
     if values.workdir and model.config is None:
-        raise UserError(f"--workdir: {path} is not a run; use --checkpoint with --dataset for a weights file")
+        raise UserError(f"--workdir: {path} {NO_RUN}")
     result = score_run(model, values) if values.workdir else score_dataset(model, values)
     print(table(result))
     logbook.write_atomically(out, logbook.to_json(result, indent=1) + "\n")

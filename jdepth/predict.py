@@ -77,14 +77,16 @@ def write_depth(folder: Path, name: str, depth, max_depth: float) -> float:
 
     Args:
       depth: (H, W) float32 metres.
-      max_depth: metres that the model can predict at most: millimetres where 16 bits hold it, else KITTI's 1/256 m, else what fits.
+      max_depth: metres that the model can predict at most: the PNG holds millimetres where 16 bits are enough for
+        it, else KITTI's 1/256 m, else it uses all 16 bits.
     """
     import numpy as np
     from PIL import Image, PngImagePlugin
 
     from jdepth import colourmap
 
-    scale = next((s for s in (1000.0, 256.0) if max_depth * s <= 65535), float(int(65535 / max_depth)))
+    # Any other scale is rounded as the file's text has it, so that reading the file back is exact.
+    scale = next((s for s in (1000.0, 256.0) if max_depth * s <= 65535), float(f"{65535 / max_depth:g}"))
     text = PngImagePlugin.PngInfo()
     for key, value in {"unit": "metres = value / scale", "scale": f"{scale:g}", "kind": "metric depth"}.items():
         text.add_text(key, value)

@@ -6,7 +6,8 @@ A path is a run's workdir (its best parameters) or a converted file that holds a
 import logging
 import math
 import struct
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,23 @@ from jdepth.models.depth_model import DepthModel
 
 # Larger images are shrunk to it for released models, which otherwise see images at their own size.
 MOST_PIXELS = 1_500_000
+# Each image size has compiled code of its own, 20 MB and more: a folder of photos, each cropped by hand, adds up.
+MOST_COMPILED = 32
+
+# What Pillow's readers raise on damaged and hostile files, on opening as well as on decoding.
+_DAMAGE = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    SyntaxError,
+    EOFError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
 
 
 @dataclass(frozen=True)
@@ -58,15 +76,23 @@ class Predictor:
           image: path, Pillow image, or (H, W, 3) uint8 RGB array; see `read_image`.
           flip: average with the prediction for the mirror image.
 
-        Compiles once per image size. Raises UserError for what is not an image.
+        Compiles once per image size and keeps the last `MOST_COMPILED` sizes. Raises UserError for what is not an
+        image.
         """
         pixels = read_image(image)
         height, width = pixels.shape[:2]
         network_input = geometry.resize(pixels, self._input_size(height, width), area=self.shrink_by_area)
-        if flip not in self._forwards:
-            self._forwards[flip] = scoring.depth_forward(self.model, self.min_depth, self.max_depth, flip)
-        depth = self._forwards[flip](self.params, jnp.asarray(network_input[None]), (height, width))
+        forward = self._forward(height, width, flip)
+        depth = forward(self.params, jnp.asarray(network_input[None]), (height, width))
         return np.asarray(depth[0], np.float32)
+
+    def _forward(self, height: int, width: int, flip: bool) -> Callable:
+        key = height, width, flip
+        if key not in self._forwards:
+            if len(self._forwards) >= MOST_COMPILED:
+                del self._forwards[next(iter(self._forwards))]
+            self._forwards[key] = scoring.depth_forward(self.model, self.min_depth, self.max_depth, flip)
+        return self._forwards[key]
 
     def _input_size(self, height: int, width: int) -> tuple[int, int]:
         area = self.input_area
@@ -101,7 +127,7 @@ def read_image(image) -> np.ndarray:
         raise UserError(f"{image}: no such file") from error
     except UnidentifiedImageError as error:
         raise UserError(f"{image}: not an image file") from error
-    except (OSError, Image.DecompressionBombError) as error:
+    except _DAMAGE as error:
         raise UserError(f"{image}: not a readable image ({error})") from error
 
 
@@ -116,7 +142,7 @@ def _pixels(image: Image.Image, name: str) -> np.ndarray:
         elif upright.mode == "F":
             raise UserError(f"{name}: floating-point pixels, expected 8 or 16 bits")
         return np.asarray(upright.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:  # what Pillow raises on damage
+    except _DAMAGE as error:
         raise UserError(f"{name}: not a readable image ({error})") from error
 
 
@@ -131,7 +157,8 @@ def load(
       model: which released model a file is, where its tensors leave it open.
       kind: "best" or "last" checkpoint of a run.
 
-    Raises UserError for anything that is not a complete depth model.
+    Raises UserError for anything that is not a complete depth model, for `model` beside a run and for "last"
+    beside a file.
     """
     if kind not in ("best", "last"):
         raise UserError(f"kind {kind!r}: choose best or last")
@@ -139,10 +166,14 @@ def load(
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; expected a run's workdir or a converted weights file")
     if _is_run(path):
+        if model is not None:
+            raise UserError(f"{path}: is a run, whose config says what its model is; leave --model out")
         return _from_run(path, backbone, kind)
     around = next((folder for folder in list(path.absolute().parents)[:4] if _is_run(folder)), None)
     if around is not None and path.is_dir():
         raise UserError(f"{path}: lies within a run; name the run's folder {around}, and --kind best or last")
+    if kind != "best":
+        raise UserError(f"{path}: is not a run, so it has no {kind} checkpoint; leave --kind out")
     return _from_file(path, backbone, model)
 
 
@@ -158,7 +189,9 @@ def _from_run(workdir: Path, backbone: str | Path | None, kind: str) -> Predicto
     if kind == "best" and not checkpoint.steps(workdir, "best") and checkpoint.steps(workdir, "last"):
         raise UserError(f"{workdir}: nothing was evaluated yet, so there is no best checkpoint; use --kind last")
     params = checkpoint.read_any_params(workdir, kind)
-    if config["backbone"]["train"] != "frozen":
+    trained = config["backbone"]["train"] == "full"
+    _check_shapes(params, jax.eval_shape(lambda: model.init(jax.random.key(0), (28, 28), trained)), workdir)
+    if trained:
         if backbone is not None:
             raise UserError(f"{workdir}: has trained its own backbone; leave --backbone out")
     else:
@@ -184,6 +217,18 @@ def _from_run(workdir: Path, backbone: str | Path | None, kind: str) -> Predicto
         shrink_by_area=config["data"]["depth"]["augmentation"]["resize_area"],
         config=config,
     )
+
+
+def _check_shapes(params: Any, expected: Any, workdir: Path) -> None:
+    """Raise UserError unless the parts that prediction needs are those of the model that the config describes."""
+    held = dict(jax.tree_util.tree_leaves_with_path({part: params.get(part) for part in expected}))
+    for path, array in jax.tree_util.tree_leaves_with_path(expected):
+        found = held.pop(path, None)
+        if found is None or found.shape != array.shape:
+            raise UserError(
+                f"{workdir}: its checkpoint is not of the model in its config.json: {jax.tree_util.keystr(path)} is "
+                f"{'missing' if found is None else found.shape}, expected {array.shape}; put its own config.json back"
+            )
 
 
 def trained_size(config: Mapping[str, Any]) -> tuple[int, int] | None:

@@ -98,6 +98,7 @@ def test_a_file_on_a_folder_is_scored_against_its_depth(model_file, here, tmp_pa
         (("--checkpoint=b", "--dataset=rooms", "--kind=newest"), "--kind"),
         (("--checkpoint=b", "--dataset=rooms"), "b: no such file or folder"),
         (("--workdir=a", "--out=x.json"), "a: no such file or folder"),
+        (("--workdir=a",), "--workdir: a: no such file or folder"),
     ],
 )
 def test_wrong_flags_are_one_line(arguments, message, here, capsys):
@@ -144,5 +145,14 @@ def test_depth_without_a_valid_pixel(model_file, here, tmp_path, capsys):
 
 
 def test_a_weights_file_is_not_a_workdir(model_file, tmp_path, capsys):
-    line = refused(capsys, evaluate, f"--workdir={model_file}", f"--out={tmp_path}/x.json")
-    assert "is not a run; use --checkpoint with --dataset" in line
+    for out in ((), (f"--out={tmp_path}/x.json",)):
+        line = refused(capsys, evaluate, f"--workdir={model_file}", *out)
+        assert line.startswith("error: --workdir: ") and "is not a run; use --checkpoint with --dataset" in line
+
+
+def test_flags_of_the_other_kind_of_checkpoint_are_refused(run, model_file, here, capsys):
+    for path in (f"--workdir={run}",), (f"--checkpoint={run}", "--dataset=rooms"):
+        assert "leave --model out" in refused(capsys, evaluate, *path, "--model=dinov2_vits14_nyu_dpt")
+    line = refused(capsys, evaluate, f"--checkpoint={model_file}", "--dataset=rooms", "--kind=last")
+    assert "is not a run, so it has no last checkpoint; leave --kind out" in line
+    assert not list(here.iterdir())

@@ -46,11 +46,15 @@ def test_legend_shows_the_colours_of_its_range():
     assert (bar[:, 30:] == colourmap.INK).all(axis=-1).any()  # the ticks are labelled
 
 
-@pytest.mark.parametrize(("low", "high"), [(0, 10), (0.3, 9.7), (1.95, 2.05), (0, 80), (3, 3)])
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(0, 10), (0.3, 9.7), (1.95, 2.05), (0, 80), (3, 3), (0, 0.3), (0.2, 0.5), (0, 3e-5), (0, 3e8)],
+)
 def test_ticks_are_few_and_inside(low, high):
     ticks = colourmap._ticks(low, high)
     assert 1 <= len(ticks) <= 8 and low - 1e-6 <= min(ticks) and max(ticks) <= high + 1e-6
     assert low == high or len(ticks) >= 3
+    assert colourmap.legend(low, high, 100).shape == (100, 72, 3)
 
 
 def test_contact_sheet_holds_every_image_at_its_size():

@@ -1,13 +1,20 @@
 """Prediction: every kind of image, what is written, what is refused, and the same from Python."""
 
+import io
+import json
+import shutil
+import tracemalloc
+
+import jax
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from tiny_run import HEIGHT, WIDTH, call, picture, refused, save_backbone
 
 import jdepth
 from jdepth import predict, predictor
 from jdepth.errors import UserError
+from jdepth.models import resize
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -133,9 +140,60 @@ def test_pixels_without_a_known_range_are_refused(tmp_path):
             predictor.read_image(tmp_path / name)
 
 
+def long_text(path, add):
+    """A sound picture whose PNG has, in a few kilobytes, more text than Pillow takes."""
+    text = PngImagePlugin.PngInfo()
+    getattr(text, add)("comment", "x" * 2**21, zip=True)
+    Image.fromarray(picture()).save(path, pnginfo=text)
+
+
+def blp(compression):
+    written = io.BytesIO()
+    Image.fromarray(picture()).quantize().save(written, "BLP")
+    return written.getvalue()[:4] + compression.to_bytes(4, "little") + written.getvalue()[8:]
+
+
+HOSTILE = {
+    "ztxt.png": lambda path: long_text(path, "add_text"),
+    "itxt.png": lambda path: long_text(path, "add_itxt"),
+    "icc.png": lambda path: Image.fromarray(picture()).save(path, icc_profile=bytes(2**21)),
+    "deep.pgm": lambda path: path.write_bytes(b"P5 2 2 70000\n" + bytes(8)),
+    "wordy.ppm": lambda path: path.write_bytes(b"P6 2 two 255\n" + bytes(12)),
+    "unknown.blp": lambda path: path.write_bytes(blp(compression=209)),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_files_that_open_strangely_are_refused(tmp_path, name):
+    HOSTILE[name](tmp_path / name)
+    with pytest.raises(UserError, match=f"{name}: not a(n image file| readable image)"):
+        predictor.read_image(tmp_path / name)
+
+
 def test_tiny_and_narrow_images(model):
     assert model(picture(height=1, width=1)).shape == (1, 1)
     assert model(picture(height=1, width=90)).shape == (1, 90)
+
+
+def test_old_sizes_are_forgotten(model_file, monkeypatch):
+    monkeypatch.setattr(predictor, "MOST_COMPILED", 2)
+    model = jdepth.load(model_file)
+    first = model(picture(height=14, width=14))
+    for width in (15, 16, 14):
+        assert model(picture(height=14, width=width)).shape == (14, width) and len(model._forwards) <= 2
+    np.testing.assert_array_equal(model(picture(height=14, width=14)), first)
+
+
+def test_resizing_to_many_sizes_keeps_no_matrices():
+    depth = jax.ShapeDtypeStruct((1, 400, 400, 1), np.float32)
+    tracemalloc.start()
+    try:
+        for more in range(10):
+            size = (4000 + more, 3000 + more)
+            assert jax.eval_shape(lambda x: resize.bilinear(x, size, False), depth).shape == (1, *size, 1)
+        assert tracemalloc.get_traced_memory()[0] < 20e6, "the matrices of one size have 22 MB"
+    finally:
+        tracemalloc.stop()
 
 
 # ---- What the command writes --------------------------------------------------------------------------
@@ -160,12 +218,18 @@ def test_one_image(model_file, photos, tmp_path, capsys, model):
     assert "1/1" in printed and "metres = value / 1000" in printed and "ETA 0 s" in printed
 
 
-def test_far_ranges_use_another_scale(tmp_path):
-    depth = np.linspace(0.1, 80, 20, dtype=np.float32).reshape(4, 5)
-    assert predict.write_depth(tmp_path, "a", depth, 80.0) == 256
+@pytest.mark.parametrize(
+    "max_depth, scale",
+    [(10.0, 1000), (65.0, 1000), (80.0, 256), (300.0, 218.45), (4e4, 1.63837), (1e5, 0.65535), (7e37, 9.36214e-34)],
+)
+def test_far_ranges_use_another_scale(tmp_path, max_depth, scale):
+    depth = np.linspace(0.1, max_depth, 20, dtype=np.float32).reshape(4, 5)
+    assert predict.write_depth(tmp_path, "a", depth, max_depth) == scale
     with Image.open(tmp_path / "a_depth.png") as png:
-        np.testing.assert_allclose(np.asarray(png) / 256, depth, atol=0.5001 / 256)
-        assert png.text["scale"] == "256"
+        assert float(png.text["scale"]) == scale
+        values = np.asarray(png)
+    assert values[0, 0] > 0 and values[-1, -1] > 9_000
+    np.testing.assert_allclose(values.ravel()[1:] / scale, depth.ravel()[1:], atol=0.51 / scale)
 
 
 def test_folder_pattern_and_flip(model_file, photos, tmp_path):
@@ -215,13 +279,14 @@ def test_bad_images_do_not_stop_the_others(model_file, photos, tmp_path, capsys)
     whole = (photos / "0.png").read_bytes()
     (photos / "cut.png").write_bytes(whole[: len(whole) // 2])
     (photos / "empty.jpg").write_bytes(b"")
+    HOSTILE["ztxt.png"](photos / "long.png")
     (photos / "text.png").write_text("not an image")
     out = tmp_path / "out"
     assert call(predict, f"--checkpoint={model_file}", f"--out={out}", photos) == 2
     assert len(written(out)) == 9
     errors = capsys.readouterr().err.strip().splitlines()
-    assert len(errors) == 3 and all(line.startswith("error: ") for line in errors)
-    for name, line in zip(("cut.png", "empty.jpg", "text.png"), errors, strict=True):
+    assert len(errors) == 4 and all(line.startswith("error: ") for line in errors)
+    for name, line in zip(("cut.png", "empty.jpg", "long.png", "text.png"), errors, strict=True):
         assert str(photos / name) in line
 
 
@@ -270,11 +335,25 @@ def test_checkpoints_that_are_none(photos, tmp_path, capsys):
     assert "holds the backbone vit_pico14 only" in line(backbone)
 
 
+def test_a_run_whose_config_was_edited(run, photos, tmp_path, capsys):
+    copy = tmp_path / "tiny"
+    shutil.copytree(run, copy)
+    config = json.loads((copy / "config.json").read_text())
+    config["decoder"]["channels"] = 16
+    (copy / "config.json").write_text(json.dumps(config))
+    line = refused(capsys, predict, "--checkpoint", copy, photos, "--out", tmp_path / "out")
+    assert f"{copy}: its checkpoint is not of the model in its config.json" in line and "expected" in line
+
+
 def test_parts_that_do_not_belong_together(model_file, run, photos, tmp_path, capsys):
     backbone = save_backbone(tmp_path / "backbone.safetensors")
     for path in (model_file, run):
         with pytest.raises(UserError, match="leave --backbone out"):
             predictor.load(path, backbone=backbone)
+    with pytest.raises(UserError, match="leave --model out"):
+        predictor.load(run, model="dinov2_vits14_nyu_dpt")
+    with pytest.raises(UserError, match="no last checkpoint; leave --kind out"):
+        predictor.load(model_file, kind="last")
     with pytest.raises(UserError, match="choose best or last"):
         predictor.load(run, kind="newest")
     (tmp_path / "begun" / "checkpoints").mkdir(parents=True)

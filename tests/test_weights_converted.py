@@ -135,6 +135,8 @@ def test_a_tree_that_is_not_what_it_says_is_not_written(params, tmp_path):
         (params, dataclasses.replace(INFO, channels=32), "of another shape"),
         (params, dataclasses.replace(INFO, channels=None), "channels"),
         (params, dataclasses.replace(INFO, backbone="vit_tiny14"), "missing"),
+        (params, dataclasses.replace(INFO, min_depth=None), "min_depth None"),
+        (params, dataclasses.replace(INFO, max_depth=np.inf), "max_depth inf"),
     ):
         with pytest.raises(UserError, match=words):
             weights.save(path, tree, info)
@@ -160,6 +162,26 @@ def test_metadata_is_checked(params, tmp_path, change, words):
     flat = {name: np.ascontiguousarray(array) for name, array in weights.flatten(params).items()}
     save_file(flat, tmp_path / "a.safetensors", {"jdepth": json.dumps(metadata)})
     assert words in failure(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    "low, high",
+    [
+        (None, None), (0.001, None), (None, 10.0), (np.nan, 10.0), (0.001, np.nan), (0.001, np.inf), (0.001, 10**39),
+        (10.0, 0.001), (5, 5), (-1.0, 10.0), (0, 10),
+    ],
+)  # fmt: skip
+def test_a_depth_head_needs_a_range(params, tmp_path, low, high):
+    metadata = {"format": 1} | dataclasses.asdict(INFO) | {"min_depth": low, "max_depth": high}
+    flat = {name: np.ascontiguousarray(array) for name, array in weights.flatten(params).items()}
+    save_file(flat, tmp_path / "a.safetensors", {"jdepth": json.dumps(metadata)})
+    assert "finite metres 0 < min_depth < max_depth" in failure(tmp_path / "a.safetensors")
+
+
+def test_a_backbone_needs_no_range(params, tmp_path):
+    info = dataclasses.replace(INFO, min_depth=None, max_depth=None)
+    weights.save(tmp_path / "a.safetensors", {"backbone": params["backbone"]}, info)
+    assert weights.load(tmp_path / "a.safetensors").info == info
 
 
 def test_model_argument_must_be_the_files_own(params, tmp_path):

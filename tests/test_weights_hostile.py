@@ -253,6 +253,31 @@ def test_a_list_that_holds_itself_and_doubling_lists_cost_nothing(tmp_path):
             refused(path, tmp_path / "none")
 
 
+LONG = "x" * 2**20
+raw_kind = Call(Global("numpy", "dtype"), ("u1", False, True))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        Call(Global("_codecs", "encode"), (LONG, "latin1")),
+        Call(Global("torch", "device"), (LONG, 0)),
+        Call(Global("builtins", "set"), ([1] * 2**16,)),
+        Call(Global("builtins", "frozenset"), ([1] * 2**16,)),
+        Call(Global("collections", "OrderedDict"), ([(1, 2)] * 2**16,)),
+        Call(empty_array.function, empty_array.arguments, (1, (2**20,), raw_kind, False, LONG)),
+    ],
+    ids=lambda call: call.function.name,
+)
+def test_many_calls_cannot_copy_one_long_argument(tmp_path, call):
+    if call.state is None:
+        argument, again = call.arguments, emit(call.function) + b"h\x00R"
+    else:
+        argument, again = call.state, emit(Call(call.function, call.arguments)) + b"h\x00b"
+    data = b"\x80\x02" + emit(argument) + b"q\x000](" + again * 200 + b"e."
+    assert "copy more than" in refused(write_zip(tmp_path / "a.pth", Raw(data)), tmp_path / "none")
+
+
 def test_too_many_operations(monkeypatch):
     monkeypatch.setattr(pickle_machine, "MAX_OPCODES", 100)
     with pytest.raises(pickle_machine.Fault, match="100 operations"):

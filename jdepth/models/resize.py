@@ -1,7 +1,8 @@
 """Resizing with PyTorch's conventions, which `jax.image.resize` does not cover.
 
 Every resize here is separable and linear: a pair of small static matrices, one per axis, built in
-NumPy float64 from the sizes alone.
+NumPy float64 from the sizes alone. They are built anew for each trace, in milliseconds, rather than kept:
+one for a large photo has 50 MB, and every image of a folder may have a size of its own.
 """
 
 import functools
@@ -12,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 
-@functools.lru_cache(maxsize=256)
 def bilinear_matrix(n_in: int, n_out: int, align_corners: bool) -> np.ndarray:
     """(n_out, n_in) float64: linear interpolation along one axis, no antialiasing.
 
@@ -88,7 +88,6 @@ def _cubic(distance: np.ndarray, a: float) -> np.ndarray:
     return np.where(d <= 1.0, near, np.where(d < 2.0, far, 0.0))
 
 
-@functools.lru_cache(maxsize=256)
 def bicubic_matrix(n_in: int, n_out: int, scale: float) -> np.ndarray:
     """(n_out, n_in) float64: PyTorch's plain bicubic along one axis (a = −0.75, half-pixel centres,
     edge samples repeated), with samples placed by `scale` = output/input whatever the size ratio."""
@@ -101,7 +100,6 @@ def bicubic_matrix(n_in: int, n_out: int, scale: float) -> np.ndarray:
     return matrix
 
 
-@functools.lru_cache(maxsize=256)
 def bicubic_antialias_matrix(n_in: int, n_out: int) -> np.ndarray:
     """(n_out, n_in) float64: PyTorch's antialiased bicubic along one axis (a = −0.5; the kernel is
     widened when shrinking; weights outside the input are dropped and the rest renormalised)."""

@@ -21,6 +21,7 @@ from jdepth.weights.tree import flatten, unflatten
 METADATA = "jdepth"  # key in the file's metadata
 FORMAT = 1
 SUFFIX = ".safetensors"
+FURTHEST = float(np.finfo(np.float32).max)  # metres; depth is computed in float32
 PARTS = ({"backbone"}, {"decoder", "depth_head"}, {"backbone", "decoder", "depth_head"})
 
 
@@ -89,6 +90,12 @@ def _check(found: dict[str, tuple[int, ...]], info: WeightsInfo, path: Path) -> 
     if "decoder" in parts:
         if info.channels is None:
             raise UserError(f"{path}: holds a decoder but does not say its channels")
+        low, high = info.min_depth, info.max_depth
+        if low is None or high is None or not 0 < low < high <= FURTHEST:
+            raise UserError(
+                f"{path}: holds a depth head with min_depth {shown(low)} and max_depth {shown(high)}, expected "
+                "finite metres 0 < min_depth < max_depth; convert it again"
+            )
         expected |= mapping.shapes(dinov2_dpt.plan(SIZES[info.backbone].width, info.channels))
     mapping.check(found, expected, path, f"{info.backbone}, {info.channels} channels")
 

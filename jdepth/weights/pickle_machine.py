@@ -6,11 +6,14 @@ entry of a table that the caller passes in, or the file is refused. Nothing is i
 that a file chooses is called, and opcodes that exist to make arbitrary objects (INST, OBJ, NEWOBJ,
 the extension registry, out-of-band buffers) are refused. Opcodes are decoded by `pickletools`.
 
-Memory: one stack entry or container item per opcode, text no longer than the file itself.
+Memory: one stack entry or container item per opcode and text no longer than the file itself, except for
+what calls copy from their arguments. A memo lets one long argument serve any number of calls, so all calls
+together may copy MAX_COPIED bytes.
 """
 
 import abc
 import pickletools
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,6 +22,8 @@ from typing import BinaryIO
 from jdepth.weights.faults import Fault, shown
 
 MAX_OPCODES = 5_000_000  # a ViT-g head with two optimizer moments has about 10,000
+MAX_COPIED = 128 * 2**20  # bytes; released files copy some kilobytes
+ITEM_BYTES = 128  # of one item of a list that becomes a set or an OrderedDict
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +69,7 @@ class _Machine:
         self.stack: list = []
         self.below: list[list] = []  # stacks under each open MARK
         self.memo: dict[int, object] = {}
+        self.copied = 0  # bytes
 
     def run(self, stream: BinaryIO) -> object:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
@@ -154,6 +160,16 @@ class _Machine:
 
     # Names and objects
 
+    def count_copies(self, arguments: object) -> None:
+        """Add what a call, or a state, can copy; only text, bytes and lists can be long."""
+        for value in arguments if type(arguments) is tuple else ():
+            if type(value) is list:
+                self.copied += ITEM_BYTES * len(value)
+            elif type(value) in (str, bytes, bytearray):
+                self.copied += sys.getsizeof(value)
+        if self.copied > MAX_COPIED:
+            raise Fault(f"its pickle has calls that copy more than {MAX_COPIED} bytes: not a weights file")
+
     def op_global(self, argument: str) -> None:
         module, _, name = argument.partition(" ")
         self.look_up(module, name)
@@ -169,12 +185,14 @@ class _Machine:
         if not isinstance(function, Known) or function.build is None or type(arguments) is not tuple:
             name = function.name if isinstance(function, Known) else f"a {type(function).__name__}"
             raise Fault(f"its pickle calls {name}, which cannot be called: refused, nothing was run")
+        self.count_copies(arguments)
         self.stack.append(function.build(arguments))
 
     def op_build(self, _) -> None:
         state = self.stack.pop()
         made = self.stack[-1]
         if isinstance(made, Stateful):
+            self.count_copies(state)
             made.set_state(state)
         elif type(made) is not OrderedDict or type(state) is not dict:
             raise Fault(f"its pickle sets the state of a {type(made).__name__}: refused, nothing was run")
