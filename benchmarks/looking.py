@@ -3,10 +3,11 @@
     python benchmarks/looking.py runs/quickstart
 
 Prints, on the run's evaluation set and as multiples of the best constant depth's AbsRel: the model; the
-mean (and median) depth map of the training images; and the model when it is shown the next image of the
-set instead of the right one. A model that looks has a low first number and the others near 1.
+mean and the median depth map of the training images; and the model when it is shown the next image of the
+set instead of the right one. A model that looks has a low first number, and the others are about 1 or more.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from jdepth import inputs, metrics, predictor
 from jdepth.data.evaluation import evaluation_batches
+from jdepth.errors import UserError
 
 
 def mean_maps(source, size: tuple[int, int], most: int = 512) -> dict[str, np.ndarray]:
@@ -39,11 +41,13 @@ def abs_rel(predictions, batches) -> float:
 def main(workdir: str) -> None:
     model = predictor.load(Path(workdir))
     config = model.config
-    source = inputs.depth_source(config, config["evaluate"]["split"])
-    batches = list(evaluation_batches(source, inputs.protocol(config), 1))
+    if config is None:
+        raise UserError(f"{workdir}: is not a run")
+    source, protocol = inputs.depth_source(config, config["evaluate"]["split"]), inputs.protocol(config)
+    batches = list(evaluation_batches(source, protocol, 1))
     valid = [b["depth"][b["mask"]] for b in batches]
     constant, floor = metrics.best_constant(v[:: max(1, len(v) // 20_000)] for v in valid)
-    predictions = [model(b["image"][0]) for b in batches]
+    predictions = [model(b["image"][0], flip=protocol.flip) for b in batches]
     native = [b["depth"].shape[1:] for b in batches]
     if any(p.shape != n for p, n in zip(predictions, native, strict=True)):
         from jdepth.data import geometry
@@ -61,6 +65,10 @@ def main(workdir: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python benchmarks/looking.py RUN")
-    main(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("run", help="workdir of a run, such as runs/quickstart")
+    try:
+        main(parser.parse_args().run)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

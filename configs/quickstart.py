@@ -3,8 +3,8 @@
 Command:  bash launch/local.sh            (or: python -m jdepth.main --config configs/quickstart.py)
 Hardware: 2 CPU cores.
 Time:     about 5 minutes, evaluation and pictures included.
-Expected: AbsRel on 64 unseen rooms about 0.55 × that of the best constant depth (measured: 0.217 against
-          0.400 with seed 0 and 800 steps).
+Expected: AbsRel on 64 unseen rooms about 0.55 × that of the best constant depth (measured with seed 0: 0.215
+          against 0.400).
 """
 
 from jdepth import config, recipe
@@ -29,7 +29,7 @@ def get_config():
             data={
                 "depth": {
                     "name": "rooms",
-                    "rooms": 2048,
+                    "rooms": 8192,
                     "rooms_size": SIZE,
                     # Brightness tells distance in rooms lit by a flash: colours stay as they are.
                     "augmentation": {"fixed_crop": (), "crop": SIZE, "colour_probability": 0.0},
@@ -38,7 +38,7 @@ def get_config():
                     "name": "rooms",
                     "split": "auxiliary",
                     "eval_split": "val",
-                    "rooms": 2048,
+                    "rooms": 4096,
                     "rooms_size": SIZE,
                     "augmentation": {"scale": (112, 84), "crop": SIZE, "canvas": SIZE},
                 },

@@ -49,7 +49,7 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("backbone", None, "frozen backbone's file, where the checkpoint lacks it", flag_values=values)
     flags.DEFINE_string("model", None, "which released model the file is, where that is open", flag_values=values)
     flags.DEFINE_string(
-        "out", None, "JSON file; by default RUN/evaluation_KIND.json, or evaluation_DATASET.json", flag_values=values
+        "out", None, "JSON file; by default in the run, or here for a weights file", flag_values=values
     )
 
 
@@ -58,6 +58,8 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
     command_line.no_arguments(arguments)
     if bool(values.workdir) == bool(values.checkpoint):
         raise UserError("give --workdir RUN, or --checkpoint PATH with --dataset NAME")
+    if values.checkpoint and values.path and not values.dataset:
+        values["dataset"].value = "folder"
     if values.checkpoint and not values.dataset:
         raise UserError("--dataset: --checkpoint needs a data set, such as --dataset rooms")
     if values.workdir:
@@ -165,7 +167,10 @@ def table(result: Mapping[str, Any]) -> str:
 def _default_out(values: flags.FlagValues) -> Path:
     if values.workdir:
         return Path(values.workdir) / f"evaluation_{values.kind}.json"
-    return Path(f"evaluation_{values.dataset}.json")
+    checkpoint = Path(values.checkpoint)
+    if (checkpoint / "checkpoints").is_dir():
+        return checkpoint / f"evaluation_{values.kind}_{values.dataset}_{values.split}.json"
+    return Path(f"evaluation_{checkpoint.stem}_{values.dataset}_{values.split}.json")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,11 @@ def check(config: Config) -> None:
             f"config.data.auxiliary.path: {auxiliary['name']} is a mixture, whose members have their own "
             "descriptions; set config.data.auxiliary.name=folder to use this one"
         )
+    for key in ("depth", "auxiliary") if uses_auxiliary(config) else ("depth",):
+        given = config["data"][key]
+        if given["name"] == "folder" and not given["path"]:
+            without = ", or train depth only with config.alpha=1" if key == "auxiliary" else ""
+            raise UserError(f"config.data.{key}.path: name the dataset.json of your own images{without}")
     chosen = protocol(config)
     absent = missing(config)
     if absent:

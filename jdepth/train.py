@@ -22,6 +22,8 @@ from jdepth.errors import UserError
 Config = Mapping[str, Any]
 # Consecutive steps with a constant prediction after which a run is given up (a dead ReLU).
 DEAD_STEPS, DEAD_SHARE = 50, 0.99
+# Batches among which there must be valid depth.
+FIRST_BATCHES = 8
 LOCK = ".lock"
 
 
@@ -69,8 +71,8 @@ def train(config: Config) -> dict[str, Any]:
         "batch_auxiliary": config["batch"]["auxiliary"] or None,
         "seed": config["seed"],
     }
-    # A crop that the images are too small for shows in a batch: told before anything is written.
-    JointBatches(depth_stream, auxiliary_stream, **sampling)(0)
+    # Images too small for a crop, and depth in other units, show in a batch: told before anything is written.
+    print(_depth_range(JointBatches(depth_stream, auxiliary_stream, **sampling), config["depth_range"]))
 
     with contextlib.ExitStack() as closing:
         # ---- Workdir, restore --------------------------------------------------------------------
@@ -129,7 +131,7 @@ def train(config: Config) -> dict[str, Any]:
                 if not scores["images"]:
                     raise UserError(f"evaluation set '{evaluation.depth.name}': no image has a valid pixel to score")
                 book.metrics(number, {f"evaluation/{k}": v for k, v in scores.items()})
-                print(f"step {number}  evaluation  " + _shown(scores), flush=True)
+                print(f"step {number}  evaluation without flip  " + _shown(scores), flush=True)
                 if clock["best_AbsRel"] is None or scores["AbsRel"] < clock["best_AbsRel"]:
                     clock |= {"best_step": number, "best_AbsRel": scores["AbsRel"]}
                     checkpoints.save_best(number, state.params)
@@ -274,6 +276,29 @@ def _mean_rows(rows: list) -> dict[str, Any]:
 def _shown(scores: Mapping[str, float]) -> str:
     shown = ("AbsRel", "RMSE", "d1", "auxiliary_loss", "mAP", "mAP_constant", "mIoU", "accuracy")
     return "  ".join(f"{k} {scores[k]:.4f}" for k in shown if k in scores)
+
+
+def _depth_range(batches: JointBatches, expected: Mapping[str, float]) -> str:
+    """The first batch's depth in words. Raises UserError where it cannot be metres in the model's range."""
+    # A single image may have no valid pixel; several batches without one are a mistake.
+    for number in range(FIRST_BATCHES):
+        depth = batches(number)["depth"]["depth"]
+        valid = depth[depth > 0]
+        if valid.size:
+            break
+    else:
+        raise UserError(
+            f"depth of the first {FIRST_BATCHES} batches: no valid pixel; are scale, formula, invalid and max right in "
+            "the data set's description?"
+        )
+    low, middle, high = np.percentile(valid, (1, 50, 99))
+    shown = f"depth of the first batch: median {middle:.4g} m, 1 % below {low:.4g} m, 1 % beyond {high:.4g} m"
+    if not expected["min"] < middle < expected["max"]:
+        raise UserError(
+            f"{shown}; expected config.depth_range, {expected['min']:g} to {expected['max']:g} m: is scale or formula "
+            "right in the data set's description?"
+        )
+    return shown
 
 
 def _check_workdir(workdir: Path, config: Config) -> None:

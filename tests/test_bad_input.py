@@ -81,9 +81,22 @@ def test_a_crop_larger_than_the_images_is_told_before_anything_is_written(start)
     assert "crop" in line and "48" in line and "64" in line
 
 
+def test_depth_in_other_units_is_told_before_anything_is_written(start, tmp_path):
+    description = folder_set(tmp_path / "set")
+    fields = json.loads(description.read_text())
+    fields["depth"]["scale"] = 1
+    description.write_text(json.dumps(fields))
+    assert "batches: no valid pixel; are scale, formula, invalid and max right" in start(**on_folder(description))
+    del fields["depth"]["max"]
+    description.write_text(json.dumps(fields))
+    line = start(**on_folder(description))
+    assert "depth of the first batch: median" in line and "is scale or formula right" in line
+
+
 def test_a_folder_one_level_off(start, tmp_path):
     description = folder_set(tmp_path / "outer" / "set")
-    assert "needs a path" in start(**on_folder(""))
+    assert "config.data.depth.path: name the dataset.json of your own images" in start(**on_folder(""))
+    assert "or train depth only with config.alpha=1" in start(**{"data.auxiliary.name": "folder"})
     for wrong in (tmp_path / "outer", tmp_path / "outer" / "set" / "train"):
         line = start(**on_folder(wrong))
         assert f"no dataset.json in {wrong}; there is one at {description}" in line
