@@ -38,7 +38,7 @@ def get_config():
                     "name": "rooms",
                     "split": "auxiliary",
                     "eval_split": "val",
-                    "rooms": 4096,
+                    "rooms": 2048,
                     "rooms_size": SIZE,
                     "augmentation": {"scale": (112, 84), "crop": SIZE, "canvas": SIZE},
                 },

@@ -42,6 +42,14 @@ def test_depth_head_by_hand(x64):
     np.testing.assert_allclose(out, jax.nn.relu(y[..., 0]) + 0.25, atol=1e-13)
 
 
+def test_depth_heads_start_on_the_live_side_of_their_relu():
+    head = DepthHead(channels=32)
+    features = jax.random.uniform(jax.random.key(0), (1, 6, 8, 32))
+    for seed in range(20):
+        depth = head.apply({"params": head.init(jax.random.key(seed), features)["params"]}, features)
+        assert 0.3 < depth.min() < depth.max() < 3.0, seed
+
+
 def test_depth_is_at_least_min_depth_and_float32():
     head = DepthHead(channels=8, min_depth=0.001, dtype=jnp.bfloat16)
     x = jnp.asarray(normal(1, 4, 4, 8), jnp.bfloat16)
@@ -56,7 +64,8 @@ def test_depth_head_initialisation():
     params = DepthHead(256).lazy_init(jax.random.key(0), jnp.zeros((1, 2, 2, 256)))["params"]
     for name, fan in {"conv1": 9 * 256, "conv2": 9 * 128, "conv3": 32}.items():
         kernel, bias = (np.asarray(params[name][leaf]) for leaf in ("kernel", "bias"))
-        assert 0.8 * fan**-0.5 < np.abs(kernel).max() <= fan**-0.5 and np.abs(bias).max() <= fan**-0.5
+        assert 0.8 * fan**-0.5 < np.abs(kernel).max() <= fan**-0.5
+        assert bias == 1.0 if name == "conv3" else np.abs(bias).max() <= fan**-0.5
 
 
 def test_stacked_head_is_each_datasets_own():

@@ -9,11 +9,16 @@ from jdepth.models import resize
 from jdepth.models.layers import Conv3x3, at_least_float32, pytorch_uniform, working_dtype
 
 
+# Metres that an untrained head predicts, about.
+FIRST_DEPTH = 1.0
+
+
 class DepthHead(nn.Module):
     """DINOv2's HeadDepth: features (B, H, W, channels) -> depth (B, 2H, 2W), metres, ≥ min_depth.
 
     3×3 to half the channels, bilinear ×2 (align_corners True), 3×3 to 32, ReLU, 1×1 to one value,
-    ReLU + min_depth. Parameters start at PyTorch's default. The last product and everything after
+    ReLU + min_depth. Parameters start at PyTorch's default, but the last bias at FIRST_DEPTH: around 0,
+    as released, some seeds start below the ReLU everywhere and never train. The last product and everything after
     it are at least float32: in bfloat16 the result itself would be rounded to 0.4 %.
     """
 
@@ -38,9 +43,8 @@ class Regress(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        init = pytorch_uniform(x.shape[-1])
-        kernel = self.param("kernel", init, (x.shape[-1], 1), jnp.float32)
-        bias = self.param("bias", init, (1,), jnp.float32)
+        kernel = self.param("kernel", pytorch_uniform(x.shape[-1]), (x.shape[-1], 1), jnp.float32)
+        bias = self.param("bias", nn.initializers.constant(FIRST_DEPTH), (1,), jnp.float32)
         # A product and a sum, not a matrix product: GPUs would round that to TF32.
         return (at_least_float32(x) * kernel[:, 0]).sum(-1) + bias[0]
 
