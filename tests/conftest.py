@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 import pytest
 
-pytest_plugins = ("tiny_run",)
+pytest_plugins = ("tiny_run", "folder_set")
 SAMPLES = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

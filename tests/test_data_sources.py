@@ -1,0 +1,87 @@
+"""Data sets by name, fixed subsets of them, and what is decoded before a run starts."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from folder_set import HEIGHT, WIDTH, opened, write
+from tiny_config import plain
+
+from jdepth import inputs
+from jdepth.data import sources
+from jdepth.data.sources.subset import Subset, fixed_subset
+from jdepth.errors import UserError
+
+
+def test_registry_errors(tmp_path):
+    with pytest.raises(UserError, match="unknown data set 'nyuu'.*did you mean 'nyu'.*known: .*kitti"):
+        sources.open_source("nyuu", split="train")
+    with pytest.raises(UserError, match=r"data not found: nyu; expected .*nyu.dataset\.json.*Your own data"):
+        sources.open_source("nyu", split="train", data_dir=tmp_path)
+    with pytest.raises(UserError, match="needs a path"):
+        sources.open_source("folder", split="train")
+    with pytest.raises(UserError, match="no option 'sise'.*did you mean 'size'"):
+        sources.open_source("rooms", split="train", sise=3)
+
+
+def test_named_sets_are_found_by_their_description(made):
+    path, fields = made
+    assert sources.missing(["nyu", "mix6", "rooms"], path) == ["nyu", *sources.MIXTURES["mix6"]]
+    assert sources.find("nyu", path) is None and sources.find("rooms", path) is None
+    fields["root"] = ".."
+    (path / "nyu").mkdir()
+    (path / "nyu/dataset.json").write_text(json.dumps(fields))
+    assert sources.find("nyu", path) == path / "nyu/dataset.json"
+    assert "nyu" not in sources.missing(["nyu", "sun"], path)
+    assert len(sources.open_source("nyu", split="train", data_dir=path, read="depth")) == 3
+    assert len(sources.open_source("folder", split="val", path=path / "nyu")) == 1
+    assert set(sources.DESCRIBED) < set(sources.DATASETS)
+    assert all(member in sources.DATASETS for members in sources.MIXTURES.values() for member in members)
+
+
+def test_fixed_subset_depends_on_ids_only(made):
+    class Ids:
+        name, classes = "ids", ()
+
+        def __init__(self, ids):
+            self.ids = ids
+
+        def __len__(self):
+            return len(self.ids)
+
+        def item_id(self, index):
+            return self.ids[index]
+
+        def __getitem__(self, index):
+            return self.ids[index]
+
+    ids = [f"image {i}" for i in range(100)]
+    first = Subset(Ids(ids), 10)
+    backwards = Subset(Ids(ids[::-1]), 10)
+    assert len(first) == 10 and {first[i] for i in range(10)} == {backwards.item_id(i) for i in range(10)}
+    larger = Subset(Ids(ids), 20)
+    assert {first[i] for i in range(10)} < {larger[i] for i in range(20)}
+    assert fixed_subset(Ids(ids), None) == fixed_subset(Ids(ids), 0) == list(range(100))
+    # Fixed for good: a change of the hash would change every published number.
+    assert fixed_subset(Ids(ids), 3) == [25, 71, 82]
+    assert len(Subset(opened(made), 2)) == 2
+
+
+# What is decoded before a run starts
+
+
+@pytest.mark.parametrize("kind", ["depth", "label"])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_small_sets_are_decoded_before_the_start(made, tmp_path, kind, split):
+    opened(made)
+    given = {"name": "folder", "path": str(made[0]), "split": "train"}
+    changes = {f"data.{part}.{key}": value for part in ("depth", "auxiliary") for key, value in given.items()}
+    config = plain(tmp_path / "run", **changes, **{"data.auxiliary.eval_split": "val", "evaluate.split": "val"})
+    inputs.read_small_sets(config)
+    bad = made[0] / split / kind / "a0.png"
+    write(bad, np.full((HEIGHT, WIDTH, 3) if kind == "depth" else (HEIGHT, WIDTH), 7, np.uint8))
+    with pytest.raises(UserError, match=re.escape(str(bad))):
+        inputs.read_small_sets(config)
+    if kind == "label":
+        inputs.read_small_sets(config | {"alpha": 1.0, "beta": None})  # no auxiliary task, no labels read
