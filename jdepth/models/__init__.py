@@ -1,6 +1,6 @@
 """Backbones, decoder and heads; needs only jax, flax and NumPy."""
 
-from jdepth.models.depth_model import DepthModel, build, cast_frozen
+from jdepth.models.depth_model import DepthModel, build, build_depth_anything, build_linear, cast_frozen
 from jdepth.models.dpt import DPTDecoder
 from jdepth.models.heads import DepthHead, StackedHead, class_mask, pool
 from jdepth.models.vit import BACKBONES, Features, VisionTransformer, ViTConfig
@@ -15,6 +15,8 @@ __all__ = [
     "ViTConfig",
     "VisionTransformer",
     "build",
+    "build_depth_anything",
+    "build_linear",
     "cast_frozen",
     "class_mask",
     "pool",

@@ -1,5 +1,6 @@
 """Backbone, decoder and depth head put together, as three parameter trees and pure functions."""
 
+import dataclasses
 import difflib
 from dataclasses import dataclass
 
@@ -7,19 +8,22 @@ import jax
 import jax.numpy as jnp
 
 from jdepth.errors import UserError
+from jdepth.models import depth_anything
+from jdepth.models.depth_anything import DepthAnythingDecoder, DepthAnythingHead
 from jdepth.models.dpt import DPTDecoder
 from jdepth.models.heads import DepthHead
+from jdepth.models.linear_head import LinearDepthHead
 from jdepth.models.vit import BACKBONES, ViTConfig, VisionTransformer
 
 
 @dataclass(frozen=True)
 class DepthModel:
-    """Metric depth from images. Parameters: {"backbone", "decoder", "depth_head"}, each a tree of
-    its own, so that training can freeze, cast or differentiate them separately."""
+    """Depth from images. Parameters: {"backbone", "decoder", "depth_head"}, each a tree of its own, so that
+    training can freeze, cast or differentiate them separately. A linear head has no decoder (None)."""
 
     backbone: VisionTransformer
-    decoder: DPTDecoder
-    depth_head: DepthHead
+    decoder: DPTDecoder | DepthAnythingDecoder | None
+    depth_head: DepthHead | DepthAnythingHead | LinearDepthHead
 
     def features(self, backbone_params, images: jax.Array):
         """Normalised images (B, H, W, 3) -> four taps ((B, h, w, D), (B, D))."""
@@ -30,14 +34,19 @@ class DepthModel:
         return self.decoder.apply({"params": decoder_params}, taps)
 
     def depth(self, head_params, features: jax.Array) -> jax.Array:
-        """Shared map (B, H', W', channels) -> depth (B, 2H', 2W') in metres, at least float32."""
+        """Shared map (B, H', W', channels) -> depth (B, 2H', 2W') in metres, at least float32.
+
+        Depth Anything: (B, 14h, 14w), its relative models disparity without unit. Linear heads take the taps.
+        """
         return self.depth_head.apply({"params": head_params}, features)
 
     def __call__(self, params, images: jax.Array) -> jax.Array:
         """Depth (B, 32·ceil(h/2), 32·ceil(w/2)) in metres of the *padded* images: resize it to the
-        image size without cropping, as DINOv2 does."""
-        taps = self.features(params["backbone"], images)
-        return self.depth(params["depth_head"], self.decode(params["decoder"], taps))
+        image size without cropping, as DINOv2 does. Other families: other sizes, see `depth`."""
+        features = self.features(params["backbone"], images)
+        if self.decoder is not None:
+            features = self.decode(params["decoder"], features)
+        return self.depth(params["depth_head"], features)
 
     def init(self, key: jax.Array, image_size: tuple[int, int], backbone: bool = True):
         """Fresh float32 parameters, without those of the backbone if they come from a file.
@@ -53,8 +62,10 @@ class DepthModel:
 
         drawn = {"backbone": draw()} if backbone else {}
         taps = jax.eval_shape(self.features, jax.eval_shape(draw), images)
-        drawn["decoder"] = self.decoder.lazy_init(keys[1], taps)["params"]
-        features = jax.eval_shape(self.decode, drawn["decoder"], taps)
+        features = taps
+        if self.decoder is not None:
+            drawn["decoder"] = self.decoder.lazy_init(keys[1], taps)["params"]
+            features = jax.eval_shape(self.decode, drawn["decoder"], taps)
         drawn["depth_head"] = self.depth_head.lazy_init(keys[2], features)["params"]
         return drawn
 
@@ -70,18 +81,61 @@ def build(
 
     Raises UserError on an unknown name.
     """
-    if isinstance(backbone, str):
-        if backbone not in BACKBONES:
-            close = difflib.get_close_matches(backbone, BACKBONES, n=1)
-            hint = f'did you mean "{close[0]}"?' if close else f"choose one of {', '.join(BACKBONES)}"
-            raise UserError(f'backbone "{backbone}" is unknown: {hint}')
-        backbone = BACKBONES[backbone]
+    backbone = _config(backbone)
     width = backbone.width
     return DepthModel(
         backbone=VisionTransformer(backbone, dtype, attention),
         decoder=DPTDecoder(channels, (width // 8, width // 4, width // 2, width), dtype),
         depth_head=DepthHead(channels, min_depth, dtype),
     )
+
+
+def build_linear(
+    backbone: str | ViTConfig,
+    taps: int = 4,
+    dtype=jnp.float32,
+    attention: str = "plain",
+    min_depth: float = 0.001,
+    max_depth: float = 10.0,
+) -> DepthModel:
+    """DINOv2's linear depth model on the last block (`taps` 1) or on the four that the DPT head takes (4)."""
+    backbone = _config(backbone)
+    if taps == 1:
+        backbone = dataclasses.replace(backbone, taps=(backbone.depth - 1,))
+    return DepthModel(
+        VisionTransformer(backbone, dtype, attention), None, LinearDepthHead(min_depth, max_depth, dtype)
+    )
+
+
+def build_depth_anything(
+    backbone: str | ViTConfig,
+    version: int = 2,
+    dtype=jnp.float32,
+    attention: str = "plain",
+    max_depth: float | None = None,
+) -> DepthModel:
+    """Depth Anything, relative (`max_depth` None) or metric, on a backbone of a released width.
+
+    V1 takes the last four blocks, V2 those of DINOv2's depth heads. Raises UserError on an unknown name.
+    """
+    backbone = _config(backbone)
+    taps = tuple(range(backbone.depth - 4, backbone.depth)) if version == 1 else backbone.taps
+    channels, post_process = depth_anything.DECODERS[backbone.width]
+    return DepthModel(
+        VisionTransformer(dataclasses.replace(backbone, taps=taps, norm_taps=True), dtype, attention),
+        DepthAnythingDecoder(channels, post_process, dtype),
+        DepthAnythingHead(channels, max_depth, dtype),
+    )
+
+
+def _config(backbone: str | ViTConfig) -> ViTConfig:
+    if isinstance(backbone, str):
+        if backbone not in BACKBONES:
+            close = difflib.get_close_matches(backbone, BACKBONES, n=1)
+            hint = f'did you mean "{close[0]}"?' if close else f"choose one of {', '.join(BACKBONES)}"
+            raise UserError(f'backbone "{backbone}" is unknown: {hint}')
+        return BACKBONES[backbone]
+    return backbone
 
 
 def cast_frozen(backbone_params, dtype):

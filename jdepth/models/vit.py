@@ -19,7 +19,8 @@ from jdepth.models.layers import LayerNorm, LayerScale, Linear, at_least_float32
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """Shape of a backbone. `taps` are zero-based blocks whose output the decoder takes."""
+    """Shape of a backbone. `taps` are zero-based blocks whose output the decoder takes, `norm_taps` whether the
+    final norm is applied to each of them (Depth Anything) or not (DINOv2's depth heads)."""
 
     name: str
     width: int
@@ -33,6 +34,7 @@ class ViTConfig:
     grid: int = 37  # side of the position table
     antialias: bool = False  # how the position table is resized
     offset: float = 0.1
+    norm_taps: bool = False
 
 
 def _dinov2(size: str, registers: bool) -> ViTConfig:
@@ -178,8 +180,7 @@ class VisionTransformer(nn.Module):
         `images` may also be a tuple of batches of different sizes: all run in one pass with their
         tokens packed along one axis, everything but attention on the packed array, and the result
         is a tuple of Features equal to separate calls. `final_norm` also returns all tokens after
-        the final norm (the taps are never normalised); initialise with it, so that its parameters
-        exist.
+        the final norm; initialise with it, so that its parameters exist.
         """
         config = self.config
         batches = images if isinstance(images, (tuple, list)) else (images,)
@@ -207,12 +208,13 @@ class VisionTransformer(nn.Module):
             grids.append((h, w))
 
         layout = tuple(part.shape[:2] for part in tokens)
+        norm = LayerNorm(name="norm")
         x, taps = pack(tokens), []
         for index in range(config.depth):
             x = Block(config, self.dtype, self.attention, name=f"blocks_{index}")(x, layout)
             if index in config.taps:
-                taps.append(x.astype(working_dtype(self.dtype, x)))
-        normed = unpack(LayerNorm(name="norm")(x), layout) if final_norm else [None] * len(layout)
+                taps.append((norm(x) if config.norm_taps else x).astype(working_dtype(self.dtype, x)))
+        normed = unpack(norm(x), layout) if final_norm else [None] * len(layout)
 
         taps = [unpack(tap, layout) for tap in taps]
         results = tuple(

@@ -1,7 +1,8 @@
 """Weights from files: released checkpoints, Hugging Face's, and our own converted ones.
 
 Needs only NumPy and safetensors; nothing in a file is ever executed. One file per family maps its
-names onto our tree: `dinov2.py` (backbones) and `dinov2_dpt.py` (depth heads).
+names onto our tree: `dinov2.py` (backbones), `dinov2_dpt.py` and `dinov2_linear.py` (depth heads) and
+`depth_anything.py`.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -9,9 +10,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from jdepth.errors import UserError
-from jdepth.weights import converted, dinov2, dinov2_dpt, pytorch_file, safetensors_file
+from jdepth.weights import (
+    converted,
+    depth_anything,
+    dinov2,
+    dinov2_dpt,
+    dinov2_linear,
+    pytorch_file,
+    resemblance,
+    safetensors_file,
+)
 from jdepth.weights.catalogue import MODELS, Model, Weights, WeightsInfo, find_model
-from jdepth.weights.faults import blame, listed
+from jdepth.weights.faults import blame
 from jdepth.weights.file_tensor import FileTensor
 from jdepth.weights.tree import fingerprint, flatten, unflatten
 from jdepth.weights.warm_start import merge
@@ -58,7 +68,7 @@ def load(
             if model not in (None, weights.info.model):
                 raise UserError(f"{file}: holds {weights.info.model}, not {model}")
         else:
-            weights = _load_foreign(tensors, file, model)
+            weights = _load_foreign(tensors, file, model, parts)
     absent = [part for part in parts if part not in weights.params]
     if absent:
         raise UserError(f"{file}: holds {weights.info.model} ({_contents(weights)}), expected {' and '.join(absent)}")
@@ -97,23 +107,13 @@ def _opened(file: Path) -> Iterator[tuple[Mapping[str, FileTensor], Mapping[str,
             yield tensors, {}
 
 
-def _load_foreign(tensors: Mapping[str, FileTensor], file: Path, model: str | None) -> Weights:
-    whole_model = any(name.startswith("neck.") for name in tensors)
-    if dinov2_dpt.recognise(tensors):
-        family = dinov2_dpt
-    elif dinov2.recognise(tensors) and not whole_model:
-        family = dinov2
-    else:
-        raise UserError(f"{file}: {_what_else(tensors)}; expected a DINOv2 backbone or DPT depth head")
-    flat, info = family.load(tensors, file, model)
-    return Weights(unflatten(flat), info)
-
-
-def _what_else(tensors: Mapping[str, FileTensor]) -> str:
-    if "decode_head.conv_depth.weight" in tensors:
-        return "holds a linear depth head, which is not supported"
-    if any(name.startswith("pretrained.") for name in tensors):
-        return "holds a Depth Anything model, which is not supported"
-    if any(name.startswith("neck.") for name in tensors):
-        return "holds a Hugging Face depth model, which is not supported: take the official head and join its backbone"
-    return f"holds {len(tensors)} tensors of an unknown model ({listed(tensors)})" if tensors else "holds no tensor"
+def _load_foreign(tensors: Mapping[str, FileTensor], file: Path, model: str | None, parts: Collection[str]) -> Weights:
+    if depth_anything.recognise(tensors) and list(parts) == ["backbone"] and model is None:
+        flat, info = depth_anything.load_encoder(tensors, file)
+        return Weights(unflatten(flat), info)
+    # A backbone last: larger models hold one, under the same names.
+    for family in (depth_anything, dinov2_dpt, dinov2_linear, dinov2):
+        if family.recognise(tensors) and not (family is dinov2 and any(name.startswith("neck.") for name in tensors)):
+            flat, info = family.load(tensors, file, model)
+            return Weights(unflatten(flat), info)
+    raise UserError(f"{file}: {resemblance.describe(tensors)}; python -m jdepth.convert --list shows what is known")

@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from jdepth.errors import UserError
-from jdepth.weights import dinov2, dinov2_dpt, mapping
-from jdepth.weights.catalogue import SIZES, Weights, WeightsInfo
+from jdepth.weights import depth_anything, dinov2, dinov2_dpt, dinov2_linear, mapping
+from jdepth.weights.catalogue import MODELS, SIZES, Model, Weights, WeightsInfo
 from jdepth.weights.faults import Fault, blame, shown
 from jdepth.weights.file_tensor import FLOATS, FileTensor
 from jdepth.weights.tree import flatten, unflatten
@@ -22,7 +22,7 @@ METADATA = "jdepth"  # key in the file's metadata
 FORMAT = 1
 SUFFIX = ".safetensors"
 FURTHEST = float(np.finfo(np.float32).max)  # metres; depth is computed in float32
-PARTS = ({"backbone"}, {"decoder", "depth_head"}, {"backbone", "decoder", "depth_head"})
+Shapes = dict[str, tuple[int, ...]]
 
 
 def save(path: str | Path, params: Mapping, info: WeightsInfo) -> None:
@@ -78,26 +78,69 @@ def load(tensors: Mapping[str, FileTensor], metadata: Mapping[str, str], path: P
 
 
 def _check(found: dict[str, tuple[int, ...]], info: WeightsInfo, path: Path) -> None:
-    """The tree must be exactly what `info` says, in one of the three combinations of parts."""
+    """The tree must be exactly what `info` says, in one of its family's combinations of parts."""
+    if info.family not in FAMILIES:
+        raise UserError(f"{path}: is of the unknown family {shown(info.family)}, expected one of {', '.join(FAMILIES)}")
+    head, combinations = FAMILIES[info.family]
     parts = {name.split("/")[0] for name in found}
-    if parts not in PARTS:
-        known = "; ".join(" + ".join(sorted(part)) for part in PARTS)
+    if parts not in combinations:
+        known = "; ".join(" + ".join(sorted(part)) for part in combinations)
         raise UserError(f"{path}: holds {shown(', '.join(sorted(parts)) or 'nothing')}, expected one of: {known}")
     expected = {}
     if "backbone" in parts:
         backbone = mapping.shapes(dinov2.plan(SIZES[info.backbone]))
         expected |= {f"backbone/{name}": shape for name, shape in backbone.items()}
-    if "decoder" in parts:
-        if info.channels is None:
-            raise UserError(f"{path}: holds a decoder but does not say its channels")
-        low, high = info.min_depth, info.max_depth
-        if low is None or high is None or not 0 < low < high <= FURTHEST:
-            raise UserError(
-                f"{path}: holds a depth head with min_depth {shown(low)} and max_depth {shown(high)}, expected "
-                "finite metres 0 < min_depth < max_depth; convert it again"
-            )
-        expected |= mapping.shapes(dinov2_dpt.plan(SIZES[info.backbone].width, info.channels))
+    if "depth_head" in parts:
+        _check_range(info, path)
+        expected |= head(info, path)
     mapping.check(found, expected, path, f"{info.backbone}, {info.channels} channels")
+
+
+def _check_range(info: WeightsInfo, path: Path) -> None:
+    low, high = info.min_depth, info.max_depth
+    if info.family == "depth_anything" and low is None and high is None:  # a relative model
+        return
+    # A sigmoid (Depth Anything) may come near 0; the other heads add their smallest depth.
+    lowest = low is not None and (low > 0 or (info.family == "depth_anything" and low == 0))
+    if not lowest or high is None or not low < high <= FURTHEST:
+        raise UserError(
+            f"{path}: holds a depth head with min_depth {shown(low)} and max_depth {shown(high)}, expected "
+            "finite metres 0 < min_depth < max_depth; convert it again"
+        )
+
+
+def _dpt_shapes(info: WeightsInfo, path: Path) -> Shapes:
+    if info.channels is None:
+        raise UserError(f"{path}: holds a decoder but does not say its channels")
+    return mapping.shapes(dinov2_dpt.plan(SIZES[info.backbone].width, info.channels))
+
+
+def _linear_shapes(info: WeightsInfo, path: Path) -> Shapes:
+    return dinov2_linear.shapes(SIZES[info.backbone].width, _released(info, path).taps)
+
+
+def _depth_anything_shapes(info: WeightsInfo, path: Path) -> Shapes:
+    channels = _released(info, path).backbone == info.backbone and depth_anything.channels(info.backbone)
+    if info.channels != channels:
+        raise UserError(f"{path}: says {info.channels} channels on {info.backbone}, which {info.model} has not")
+    return mapping.shapes(depth_anything.plan(info.backbone))
+
+
+def _released(info: WeightsInfo, path: Path) -> Model:
+    """The released model that tells what the metadata does not: how many taps, which version."""
+    if info.model not in MODELS or MODELS[info.model].family != info.family:
+        raise UserError(f"{path}: holds the unknown {info.family} model {shown(info.model)}; convert it again")
+    return MODELS[info.model]
+
+
+_WITH_DECODER = ({"decoder", "depth_head"}, {"backbone", "decoder", "depth_head"})
+# Family -> shapes of decoder and head, and the combinations of parts that a file may hold.
+FAMILIES = {
+    "dinov2": (None, ({"backbone"},)),
+    "dinov2_dpt": (_dpt_shapes, _WITH_DECODER),
+    "dinov2_linear": (_linear_shapes, ({"depth_head"}, {"backbone", "depth_head"})),
+    "depth_anything": (_depth_anything_shapes, _WITH_DECODER[1:]),
+}
 
 
 def _info(text: str, path: Path) -> WeightsInfo:

@@ -1,9 +1,12 @@
 """DINOv2's released DPT depth heads (NYU and KITTI), onto our decoder and depth head.
 
-Files hold `decode_head.*` under `state_dict`. Names and shapes: DINOv2 recipe, 2.6. The files of the
-two data sets are alike in every tensor; only their depth ranges differ.
+Official files hold `decode_head.*` under `state_dict`; Hugging Face's (`DPTForDepthEstimation`) the backbone
+too. Names and shapes: DINOv2 recipe, 2.6. The files of the two data sets are alike in every tensor; only
+their depth ranges differ. Hugging Face's port adds no min_depth to its result: where a file's own
+description says that the last bias holds it (as our export does), it is taken out again.
 """
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,12 +15,27 @@ from pathlib import Path
 import numpy as np
 
 from jdepth.errors import UserError
-from jdepth.weights.catalogue import DINOV2_SIZES, MODELS, WeightsInfo
+from jdepth.weights import dinov2
+from jdepth.weights.catalogue import DINOV2_SIZES, MODELS, SIZES, WeightsInfo
 from jdepth.weights.file_tensor import FileTensor
 from jdepth.weights.identify import check_official_name, choose
 from jdepth.weights.mapping import Entry, layer, take
 
 PREFIX = "decode_head."
+# Official fragment (without prefix) -> Hugging Face's, in order.
+_RENAMED = (
+    (r"^reassemble_blocks\.readout_projects\.", "neck.reassemble_stage.readout_projects."),
+    (r"^reassemble_blocks\.projects\.(\d)\.conv\.", r"neck.reassemble_stage.layers.\1.projection."),
+    (r"^reassemble_blocks\.resize_layers\.(\d)\.", r"neck.reassemble_stage.layers.\1.resize."),
+    (r"^convs\.(\d)\.conv\.", r"neck.convs.\1."),
+    (r"^fusion_blocks\.(\d)\.project\.conv\.", r"neck.fusion_stage.layers.\1.projection."),
+    (
+        r"^fusion_blocks\.(\d)\.res_conv_unit(\d)\.conv(\d)\.conv\.",
+        r"neck.fusion_stage.layers.\1.residual_layer\2.convolution\3.",
+    ),
+    (r"^project\.conv\.", "head.projection."),
+    (r"^conv_depth\.head\.", "head.head."),
+)
 MAX_CHANNELS = 2048  # released heads have 256
 
 
@@ -58,26 +76,49 @@ def _fusion(i: int, channels: int) -> list[Entry]:
     return entries
 
 
-def recognise(names: Mapping[str, object]) -> bool:
-    """Whether these names look like a released DPT head's."""
+def official_plan(width: int, channels: int) -> list[Entry]:
+    """Names in official files -> ours."""
+    return [replace(entry, sources=(PREFIX + entry.sources[0],)) for entry in plan(width, channels)]
+
+
+def hugging_face_plan(backbone: str, channels: int) -> list[Entry]:
+    """Hugging Face's names of backbone, decoder and head -> ours."""
+    size = SIZES[backbone]
+    entries = []
+    for entry in map(dinov2.to_hugging_face, dinov2.plan(size)):
+        sources = tuple(f"backbone.{source}" for source in entry.sources)
+        entries.append(replace(entry, sources=sources, target=entry.target and f"backbone/{entry.target}"))
+    for entry in plan(size.width, channels):
+        (name,) = entry.sources
+        for pattern, replacement in _RENAMED:
+            name = re.sub(pattern, replacement, name)
+        entries.append(replace(entry, sources=(name,)))
+    unused = [f"neck.fusion_stage.layers.0.residual_layer1.convolution{conv}.weight" for conv in (1, 2)]
+    return entries + [Entry((name,), (channels, channels, 3, 3), None) for name in unused]
+
+
+def recognise(names: Mapping[str, object]) -> str | None:
+    """"official" or "hugging_face" if these names look like a released DPT head's on DINOv2."""
     parts = ("reassemble_blocks.", "fusion_blocks.", "convs.")
-    return any(name.startswith(tuple(PREFIX + part for part in parts)) for name in names)
+    if any(name.startswith(tuple(PREFIX + part for part in parts)) for name in names):
+        return "official"
+    of_dpt = any(name.startswith("neck.reassemble_stage.readout_projects.") for name in names)
+    return "hugging_face" if of_dpt and any(name.startswith("backbone.embeddings.") for name in names) else None
 
 
 def load(tensors: Mapping[str, FileTensor], path: Path, model: str | None) -> tuple[dict[str, np.ndarray], WeightsInfo]:
-    """Our flat tree (below "decoder/" and "depth_head/") and what it is.
+    """Our flat tree (below "decoder/" and "depth_head/", from Hugging Face also "backbone/") and what it is.
 
     Any even number of channels is read; the range comes from `model`, the official file name or a
     config.json beside it. Raises UserError where that, the size or any tensor does not fit.
     """
-    width, channels = _sizes(tensors, path)
+    naming = recognise(tensors)
+    width, channels = _sizes(tensors, path, naming)
     backbone = next(name for name, size in DINOV2_SIZES.items() if size.width == width)
     candidates = [name for name, m in MODELS.items() if (m.family, m.backbone) == ("dinov2_dpt", backbone)]
     check_official_name(path, candidates)
     released = MODELS[choose(path, candidates, model)]
-    entries = [
-        replace(entry, sources=tuple(PREFIX + name for name in entry.sources)) for entry in plan(width, channels)
-    ]
+    entries = official_plan(width, channels) if naming == "official" else hugging_face_plan(backbone, channels)
     flat = take(tensors, entries, path, f"a DPT head for {backbone} with {channels} channels")
     info = WeightsInfo(
         family="dinov2_dpt",
@@ -92,10 +133,15 @@ def load(tensors: Mapping[str, FileTensor], path: Path, model: str | None) -> tu
     return flat, info
 
 
-def _sizes(found: Mapping[str, FileTensor], path: Path) -> tuple[int, int]:
+def _sizes(found: Mapping[str, FileTensor], path: Path, naming: str) -> tuple[int, int]:
     """Backbone width and decoder channels, each voted on by several tensors."""
-    width = _vote(found, [f"reassemble_blocks.readout_projects.{i}.0.bias" for i in range(4)])
-    channels = _vote(found, [f"fusion_blocks.{i}.project.conv.bias" for i in range(4)] + ["project.conv.bias"])
+    if naming == "official":
+        readouts = [f"{PREFIX}reassemble_blocks.readout_projects.{i}.0.bias" for i in range(4)]
+        projects = [f"{PREFIX}fusion_blocks.{i}.project.conv.bias" for i in range(4)] + [f"{PREFIX}project.conv.bias"]
+    else:
+        readouts = [f"neck.reassemble_stage.readout_projects.{i}.0.bias" for i in range(4)]
+        projects = [f"neck.fusion_stage.layers.{i}.projection.bias" for i in range(4)] + ["head.projection.bias"]
+    width, channels = _vote(found, readouts), _vote(found, projects)
     known = sorted({size.width for size in DINOV2_SIZES.values()})
     if width not in known:
         raise UserError(f"{path}: is a DPT head for features of width {width}, expected one of {known}")
@@ -105,6 +151,6 @@ def _sizes(found: Mapping[str, FileTensor], path: Path) -> tuple[int, int]:
 
 
 def _vote(found: Mapping[str, FileTensor], names: list[str]) -> int | None:
-    shapes = [found[PREFIX + name].shape for name in names if PREFIX + name in found]
+    shapes = [found[name].shape for name in names if name in found]
     votes = Counter(shape[-1] for shape in shapes if shape)
     return votes.most_common(1)[0][0] if votes else None

@@ -3,15 +3,18 @@
 import json
 import logging
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from jdepth.errors import UserError
-from jdepth.weights.catalogue import MODELS
+from jdepth.weights.catalogue import MODELS, Model
 from jdepth.weights.faults import Fault, blame
 
 _OFFICIAL_NAME = re.compile(
-    r"(?<![a-z0-9])(dinov2_vit[sblg]14)(?:(_reg4?)?_pretrain|_(nyu|kitti)_(dpt|linear4?)_head)(?![a-z0-9])"
+    r"(?<![a-z0-9])(?:(?P<backbone>dinov2_vit[sblg]14)"
+    r"(?:(?P<registers>_reg4?)?_pretrain|_(?P<head>(?:nyu|kitti)_(?:dpt|linear4?))_head)"
+    r"|(?P<depth_anything>depth_anything_(?:vit[sbl]14|v2_vit[sblg]|v2_metric_(?:hypersim|vkitti)_vit[sbl])))"
+    r"(?![a-z0-9])"
 )
 
 
@@ -20,10 +23,11 @@ def official_name(path: Path) -> str | None:
     match = _OFFICIAL_NAME.search(path.name)
     if match is None:
         return None
-    backbone, registers, scene, head = match.groups()
-    if scene:
-        return f"{backbone}_{scene}_{head}"
-    return backbone + ("_reg4" if registers else "")
+    if match["depth_anything"]:
+        return match["depth_anything"]
+    if match["head"]:
+        return f"{match['backbone']}_{match['head']}"
+    return match["backbone"] + ("_reg4" if match["registers"] else "")
 
 
 def check_official_name(path: Path, possible: Collection[str]) -> None:
@@ -45,9 +49,15 @@ def neighbour_config(path: Path) -> dict:
     return content
 
 
-def choose(path: Path, candidates: list[str], model: str | None) -> str:
-    """Which of `candidates`, alike in their tensors, this is: by `model`, else the file's name, else
-    "model" or "max_depth" (metres) of a config.json beside it. UserError listing them if nothing says.
+def choose(
+    path: Path,
+    candidates: list[str],
+    model: str | None,
+    config_fits: Callable[[Mapping, Model], bool] | None = None,
+) -> str:
+    """Which of `candidates`, alike in their tensors, this is: by `model`, else the file's name, else a
+    config.json beside it: its "model", or the only candidate that `config_fits` (by default: "max_depth" in
+    metres). UserError listing them if nothing says.
     """
     named = official_name(path)
     if model is not None:
@@ -61,9 +71,10 @@ def choose(path: Path, candidates: list[str], model: str | None) -> str:
     config = neighbour_config(path)
     if config.get("model") in candidates:
         return config["model"]
-    by_range = [name for name in candidates if MODELS[name].max_depth == config.get("max_depth")]
-    if len(by_range) == 1:
-        return by_range[0]
+    fits = config_fits or (lambda config, released: config.get("max_depth") == released.max_depth)
+    fitting = [name for name in candidates if fits(config, MODELS[name])]
+    if len(fitting) == 1:
+        return fitting[0]
     raise UserError(
         f"{path}: cannot tell which model this is: {' or '.join(candidates)}; "
         "say which with --model NAME, or keep the official file name"

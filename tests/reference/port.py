@@ -6,6 +6,8 @@ from transformers import (
     Dinov2Model,
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersModel,
+    DepthAnythingConfig,
+    DepthAnythingForDepthEstimation,
     DPTConfig,
     DPTForDepthEstimation,
 )
@@ -50,6 +52,26 @@ def depth_model(config, channels=256):
             add_projection=True,
             use_bias_in_fusion_residual=False,
             is_hybrid=False,
+        )
+    ).eval()
+
+
+def depth_anything(config, taps, channels, levels, max_depth=None):
+    """The port's Depth Anything on one of our (register-free) `ViTConfig`s; `taps` are zero-based blocks."""
+    inner = Dinov2Config(
+        **_settings(config, out_indices=[tap + 1 for tap in taps]), apply_layernorm=True, reshape_hidden_states=False
+    )
+    kind = {} if max_depth is None else {"depth_estimation_type": "metric", "max_depth": int(max_depth)}
+    return DepthAnythingForDepthEstimation(
+        DepthAnythingConfig(
+            backbone_config=inner,
+            patch_size=14,
+            reassemble_hidden_size=config.width,
+            reassemble_factors=[4, 2, 1, 0.5],
+            neck_hidden_sizes=list(levels),
+            fusion_hidden_size=channels,
+            head_hidden_size=32,
+            **kind,
         )
     ).eval()
 
