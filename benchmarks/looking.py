@@ -47,7 +47,7 @@ def main(workdir: str) -> None:
     batches = list(evaluation_batches(source, protocol, 1))
     valid = [b["depth"][b["mask"]] for b in batches]
     constant, floor = metrics.best_constant(v[:: max(1, len(v) // 20_000)] for v in valid)
-    predictions = [model(b["image"][0], flip=protocol.flip) for b in batches]
+    predictions = [model(b["image"][0], flip=protocol.flip).values for b in batches]
     native = [b["depth"].shape[1:] for b in batches]
     if any(p.shape != n for p, n in zip(predictions, native, strict=True)):
         from jdepth.data import geometry

@@ -28,15 +28,17 @@ def colour_depth(
     low: float | None = None,
     high: float | None = None,
     invalid: tuple[int, int, int] = BLACK,
+    disparity: bool = False,
 ) -> np.ndarray:
-    """False colours of a depth map on the Turbo scale, linear in metres: near is warm (red), far is
-    cold (blue).
+    """False colours of a depth map on the Turbo scale, linear in metres (or in disparity): near is warm
+    (red), far is cold (blue).
 
     Args:
         depth: (H, W) metres; not finite or <= 0 is invalid.
         low: metres shown in the warmest colour; by default from `depth_range`.
         high: metres shown in the coldest colour, likewise.
         invalid: RGB of invalid pixels.
+        disparity: values grow towards the viewer, and 0, the furthest, is valid; `low` is then the coldest.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -44,33 +46,35 @@ def colour_depth(
     import cv2
 
     depth = np.asarray(depth, np.float64)
-    valid = _valid(depth)
+    valid = np.isfinite(depth) if disparity else _valid(depth)
     chosen = depth_range(depth)
     low = chosen[0] if low is None else low
     high = chosen[1] if high is None else high
     nearness = (high - np.where(valid, depth, high)) / max(high - low, 1e-9)
+    nearness = 1 - nearness if disparity else nearness
     level = np.rint(255 * np.clip(nearness, 0, 1)).astype(np.uint8)
     picture = np.ascontiguousarray(cv2.applyColorMap(level, cv2.COLORMAP_TURBO)[..., ::-1])
     picture[~valid] = invalid
     return picture
 
 
-def legend(low: float, high: float, height: int, width: int = 72) -> np.ndarray:
-    """Vertical colour bar with ticks in metres, near at the bottom: (height, width, 3) uint8 RGB,
-    to be put beside a picture of `colour_depth(depth, low, high)`."""
+def legend(low: float, high: float, height: int, width: int = 72, disparity: bool = False) -> np.ndarray:
+    """Vertical colour bar with ticks in metres (or in disparity), near at the bottom: (height, width, 3) uint8
+    RGB, to be put beside a picture of `colour_depth(depth, low, high)`."""
     import cv2
 
     panel = np.full((height, width, 3), PAPER, np.uint8)
     margin, bar = 10, max(width // 4, 4)
     rows = max(height - 2 * margin, 2)
-    metres = np.linspace(high, low, rows)
+    values = np.linspace(*((low, high) if disparity else (high, low)), rows)
     # A legend has no invalid colour: even 0 m is a place on the scale.
-    colours = colour_depth(metres[:, None] - low + 1, 1, high - low + 1)
+    colours = colour_depth(values[:, None] - low + 1, 1, high - low + 1, disparity=disparity)
     panel[margin : margin + rows, :bar] = colours[: height - margin]
     for tick in _ticks(low, high):
-        y = margin + round((high - tick) / max(high - low, 1e-9) * (rows - 1))
+        share = (tick - low if disparity else high - tick) / max(high - low, 1e-9)
+        y = margin + round(share * (rows - 1))
         cv2.line(panel, (bar, y), (bar + 4, y), INK, 1)
-        _write(panel, f"{tick:g} m", (bar + 7, y + 4))
+        _write(panel, f"{tick:g}" if disparity else f"{tick:g} m", (bar + 7, y + 4))
     return panel
 
 

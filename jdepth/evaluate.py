@@ -122,7 +122,7 @@ def score_dataset(model: "Predictor", values: flags.FlagValues) -> dict[str, Any
     protocol = protocols.protocol(name)
     if model.config and protocol.resize is None:
         protocol = dataclasses.replace(
-            protocol, resize=predictor.trained_size(model.config), resize_area=model.shrink_by_area
+            protocol, resize=predictor.trained_size(model.config), resize_area=model.preparation.shrink_by_area
         )
     return _score(model, source, protocol, values)
 

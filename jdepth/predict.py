@@ -1,48 +1,66 @@
-"""Depth of images: metres as 16-bit PNG and .npy, and a coloured picture.
+"""Depth of images and videos: 16-bit PNG, .npy, coloured pictures, point clouds.
 
-    python -m jdepth.predict --checkpoint PATH IMAGE|FOLDER|GLOB ... --out DIR
+    python -m jdepth.predict --checkpoint PATH IMAGE|VIDEO|FOLDER|GLOB ... --out DIR
 """
 
 import glob
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from jdepth import command_line
 from jdepth.errors import UserError
 
-USAGE = """Predict metric depth of images.
+if TYPE_CHECKING:
+    import numpy as np
+
+    from jdepth.predictor import Predictor
+
+USAGE = """Predict depth of images and videos.
 
   python -m jdepth.predict --checkpoint runs/quickstart photo.jpg --out depth
   python -m jdepth.predict --checkpoint dinov2_vits14_nyu.safetensors 'photos/*.jpg' --out depth
+  python -m jdepth.predict --checkpoint depth_anything_v2_vits.pth clip.mp4 --out depth
 
-For each image NAME three files are written:
+For each image NAME three files are written, and sheet.png with all of them:
   NAME_depth.png   16-bit, metres = value / scale (the scale is in the file's text and is printed)
   NAME_depth.npy   (H, W) float32, metres
-  NAME_colour.png  false colours, near is warm, with a legend"""
+  NAME_colour.png  false colours, near is warm, with a legend
+A relative model writes NAME_disparity.png and .npy instead: larger is nearer, known up to a scale and a shift.
+For each video NAME_colour.mp4, and with --frames NAME/000000_depth.png and so on."""
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 
 
 def define(values: flags.FlagValues) -> None:
     """The command's flags."""
-    flags.DEFINE_string("checkpoint", None, "run's workdir or converted weights file", flag_values=values)
+    flags.DEFINE_string("checkpoint", None, "run's workdir or weights file", flag_values=values)
     flags.DEFINE_string("out", None, "folder for the results", flag_values=values)
     flags.DEFINE_string("backbone", None, "frozen backbone's file, where the checkpoint lacks it", flag_values=values)
     flags.DEFINE_string("model", None, "which released model the file is, where that is open", flag_values=values)
     flags.DEFINE_enum("kind", "best", ["best", "last"], "which checkpoint of a run", flag_values=values)
     flags.DEFINE_boolean("flip", False, "average with the mirror image", flag_values=values)
+    flags.DEFINE_integer("batch", 1, "images of one size, or frames, at once", lower_bound=1, flag_values=values)
+    flags.DEFINE_boolean("frames", False, "write the 16-bit PNG of every frame of a video", flag_values=values)
+    flags.DEFINE_boolean("points", False, "write NAME_points.ply, a coloured point cloud", flag_values=values)
+    flags.DEFINE_string(
+        "focal", None, "focal length in pixels, FX or FX,FY, for --points; by default from EXIF", flag_values=values
+    )
+    flags.DEFINE_string("centre", None, "principal point in pixels, CX,CY; by default the middle", flag_values=values)
 
 
 def find_images(arguments: list[str]) -> list[Path]:
-    """Files that the arguments name: images, folders of images, patterns. UserError where one names none."""
+    """Files that the arguments name: images, videos, folders of them, patterns. UserError where one names none."""
     found: list[Path] = []
     for argument in arguments:
         path = Path(argument)
         if path.is_dir():
-            here = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
+            here = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGES + VIDEOS and p.is_file())
         elif path.exists():
             here = [path]
         else:
@@ -72,66 +90,166 @@ def output_names(images: list[Path]) -> list[str]:
     return names
 
 
-def write_depth(folder: Path, name: str, depth, max_depth: float) -> float:
-    """Write the three files of one image; returns the PNG's scale (values per metre).
-
-    Args:
-      depth: (H, W) float32 metres.
-      max_depth: metres that the model can predict at most: the PNG holds millimetres where 16 bits are enough for
-        it, else KITTI's 1/256 m, else it uses all 16 bits.
-    """
-    import numpy as np
-    from PIL import Image, PngImagePlugin
-
-    from jdepth import colourmap
-
-    # Any other scale is rounded as the file's text has it, so that reading the file back is exact.
-    scale = next((s for s in (1000.0, 256.0) if max_depth * s <= 65535), float(f"{65535 / max_depth:g}"))
-    text = PngImagePlugin.PngInfo()
-    for key, value in {"unit": "metres = value / scale", "scale": f"{scale:g}", "kind": "metric depth"}.items():
-        text.add_text(key, value)
-    # 0 would read as "no value", so the smallest depths become 1.
-    values = np.clip(np.round(depth * scale), depth > 0, 65535).astype(np.uint16)
-    Image.fromarray(values).save(folder / f"{name}_depth.png", pnginfo=text)
-    np.save(folder / f"{name}_depth.npy", depth)
-    low, high = colourmap.depth_range(depth)
-    coloured = colourmap.colour_depth(depth, low, high)
-    sheet = colourmap.contact_sheet([[coloured, colourmap.legend(low, high, coloured.shape[0])]])
-    Image.fromarray(sheet).save(folder / f"{name}_colour.png")
-    return scale
-
-
 def main(values: flags.FlagValues, arguments: list[str]) -> int:
     """Predict what the flags ask for; bad images are reported and do not stop the others."""
     if not values.checkpoint:
-        raise UserError("--checkpoint: name a run's workdir or a converted weights file")
+        raise UserError("--checkpoint: name a run's workdir or a weights file")
     if not values.out:
         raise UserError("--out: name the folder for the results")
     if not arguments:
         raise UserError("name at least one image, folder or pattern (see --help)")
-    images = find_images(arguments)
-    names = output_names(images)
-    folder, bad = Path(values.out), 0
-    check_out(folder, images)
+    for flag in ("focal", "centre"):
+        if values[flag].present and not values.points:
+            raise UserError(f"--{flag}: serves point clouds only; add --points")
+    found = find_images(arguments)
+    names = dict(zip(found, output_names(found), strict=True))
+    check_out(Path(values.out), found)
+
     from jdepth import predictor
 
     model = predictor.load(values.checkpoint, backbone=values.backbone, model=values.model, kind=values.kind)
-    began = time.perf_counter()
-    for number, (image, name) in enumerate(zip(images, names, strict=True), 1):
+    if values.points and model.max_depth is None:
+        raise UserError(f"--points: {model.name} predicts relative disparity, from which no points in space follow")
+    command = _Command(model, values)
+    images = [path for path in found if path.suffix.lower() not in VIDEOS]
+    command.images(images, names)
+    for path in found:
+        if path.suffix.lower() in VIDEOS:
+            command.video(path, names[path])
+    return 2 if command.bad else 0
+
+
+class _Command:
+    """One run of the command: its model, its flags, what it has done so far."""
+
+    def __init__(self, model: "Predictor", values: flags.FlagValues):
+        from jdepth import point_cloud
+
+        self.model, self.values, self.folder, self.bad = model, values, Path(values.out), 0
+        self.focal = point_cloud.parse_numbers("focal", values.focal, (1, 2)) if values.focal else None
+        self.centre = point_cloud.parse_numbers("centre", values.centre, (2,)) if values.centre else None
+        if self.focal is not None and min(self.focal) <= 0:
+            raise UserError(f"--focal: {values.focal}, expected positive pixels")
+
+    def images(self, paths: list[Path], names: dict[Path, str]) -> None:
+        """Predict images, in batches of one size."""
+        from tqdm import tqdm
+
+        from jdepth import results
+
+        sheet, began, done = results.Sheet(), time.perf_counter(), 0
+        with tqdm(total=len(paths), unit="image", disable=None, leave=False) as bar:
+            for group in self._groups(paths, bar):
+                try:
+                    predictions = self.model.batch([pixels for _, pixels in group], self.values.flip)
+                    for (path, pixels), prediction in zip(group, predictions, strict=True):
+                        done += 1
+                        line = self._write(path, names[path], pixels, prediction)
+                        sheet.add(path.name, pixels, prediction)
+                        rate = done / (time.perf_counter() - began)
+                        left = (len(paths) - done - self.bad) / rate
+                        bar.write(f"{done + self.bad}/{len(paths)}  {line}  {rate:.2f} images/s  ETA {left:.0f} s")
+                except OSError as error:
+                    raise UserError(f"--out: cannot write to {self.folder} ({error.strerror})") from error
+                bar.update(len(group))
+        if done > 1:
+            sheet.write(self.folder / "sheet.png")
+
+    def _groups(self, paths: list[Path], bar) -> Iterator[list[tuple[Path, "np.ndarray"]]]:
+        """Images of one size, as many as --batch; those left over at the end in smaller groups."""
+        from jdepth.images import read_image
+
+        waiting: dict[tuple, list] = {}
+        for path in paths:
+            try:
+                pixels = read_image(path)
+            except UserError as error:
+                self._report(error)
+                bar.update(1)
+                continue
+            group = waiting.setdefault(pixels.shape, [])
+            group.append((path, pixels))
+            if len(group) == self.values.batch:
+                yield waiting.pop(pixels.shape)
+            elif sum(map(len, waiting.values())) > 4 * self.values.batch:  # many sizes: not all images in memory
+                yield waiting.pop(next(iter(waiting)))
+        yield from waiting.values()
+
+    def _report(self, error: UserError) -> None:
+        self.bad += 1
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+
+    def _write(self, path: Path, name: str, pixels, prediction) -> str:
+        """Write one image's files; returns the line that says so."""
+        from jdepth import results
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        scale = results.write(self.folder, name, prediction, self.model.max_depth)
+        if self.values.points:
+            self._write_points(path, name, pixels, prediction)
+        low, high = prediction.values.min(), prediction.values.max()
+        file = self.folder / f"{name}_{results.stem(prediction)}.png"
+        what = "metres" if prediction.unit else "disparity"
+        return f"{path} -> {file} ({what} = value / {scale:g})  {low:.2f} to {high:.2f}{' m' if prediction.unit else ''}"
+
+    def _write_points(self, path: Path, name: str, pixels, prediction) -> None:
+        from jdepth import images, point_cloud
+
+        focal = self.focal or images.focal_length(path)
+        if focal is None:
+            self._report(UserError(f"{path}: says no focal length in EXIF; give --focal in pixels for its points"))
+            return
+        cloud, valid = point_cloud.points(prediction.values, (focal[0], focal[-1]), self.centre)
+        point_cloud.write_ply(self.folder / f"{name}_points.ply", cloud, pixels[valid])
+
+    def video(self, path: Path, name: str) -> None:
+        """Predict a video's frames in batches of one shape, colours in the range of the first batch."""
+        from tqdm import tqdm
+
+        from jdepth import colourmap, results, video
+
         try:
-            depth = model(image, flip=values.flip)
+            about = video.info(path)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            writer, limits, done, began = None, None, 0, time.perf_counter()
+            with tqdm(total=about.frames or None, desc=path.name, unit="frame", disable=None, leave=False) as bar:
+                for batch in _chunks(video.frames(path), self.values.batch):
+                    predictions = self.model.batch(batch, self.values.flip, rows=self.values.batch)
+                    limits = limits or colourmap.depth_range(*(p.values for p in predictions))
+                    for prediction in predictions:
+                        if self.values.frames:
+                            (self.folder / name).mkdir(exist_ok=True)
+                            file = self.folder / name / f"{done:06d}_{results.stem(prediction)}.png"
+                            results.write_png(file, prediction, self.model.max_depth)
+                        picture, _ = results.colours(prediction, limits)
+                        writer = writer or video.Writer(
+                            self.folder / f"{name}_colour.mp4", about.rate, picture.shape[:2]
+                        )
+                        writer.add(picture)
+                        done += 1
+                    bar.update(len(batch))
+            writer.close()
         except UserError as error:
-            bad += 1
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-            continue
-        folder.mkdir(parents=True, exist_ok=True)
-        scale = write_depth(folder, name, depth, model.max_depth)
-        rate = number / (time.perf_counter() - began)
+            self._report(error)
+            return
+        rate, unit = done / (time.perf_counter() - began), "m" if self.model.max_depth else "disparity"
         print(
-            f"{number}/{len(images)}  {image} -> {folder / name}_depth.png (metres = value / {scale:g})  "
-            f"{depth.min():.2f} to {depth.max():.2f} m  {rate:.2f} images/s  ETA {(len(images) - number) / rate:.0f} s"
+            f"{path} -> {self.folder / name}_colour.mp4 (blue to red: {limits[1]:.2f} to {limits[0]:.2f} {unit})  "
+            f"{done} frames  {rate:.2f} frames/s"
         )
-    return 2 if bad else 0
+        if done < about.frames:
+            print(f"warning: {path}: {done} of {about.frames} frames could be decoded", file=sys.stderr)
+
+
+def _chunks(frames: Iterator, size: int) -> Iterator[list]:
+    chunk = []
+    for frame in frames:
+        chunk.append(frame)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
 
 
 if __name__ == "__main__":

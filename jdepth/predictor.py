@@ -1,13 +1,9 @@
-"""A trained or released model, ready to use: `load(path)(image) -> depth`.
+"""A trained or released model, ready to use: `load(path)(image) -> Prediction`.
 
 A path is a run's workdir (its best parameters) or a converted file that holds a complete depth model.
 """
 
-import logging
-import math
-import struct
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,62 +11,74 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from jdepth import config as config_module
-from jdepth import scoring
-from jdepth.data import geometry
+from jdepth import families, scoring
 from jdepth.errors import UserError
+from jdepth.images import read_image
 from jdepth.models import attention, depth_model
 from jdepth.models.depth_model import DepthModel
+from jdepth.preparation import Preparation
 
-# Larger images are shrunk to it for released models, which otherwise see images at their own size.
-MOST_PIXELS = 1_500_000
 # Each image size has compiled code of its own, 20 MB and more: a folder of photos, each cropped by hand, adds up.
 MOST_COMPILED = 32
+METRIC, RELATIVE = "metric depth", "relative disparity"
 
-# What Pillow's readers raise on damaged and hostile files, on opening as well as on decoding.
-_DAMAGE = (
-    OSError,
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    SyntaxError,
-    EOFError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says about one image; `np.asarray(prediction)` gives the values.
+
+    Attributes:
+      values: (H, W) float32 at the image's own size: metres, or disparity, which is larger where it is nearer
+        and known only up to a scale and a shift of its own for every image.
+      kind: "metric depth" or "relative disparity".
+    """
+
+    values: np.ndarray
+    kind: str
+
+    @property
+    def unit(self) -> str | None:
+        """"m", or None where values have none."""
+        return "m" if self.kind == METRIC else None
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.array(self.values, dtype, copy=copy)
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """Metric depth of single images.
+    """Depth of images.
 
     Attributes:
       name: model or run that the parameters come from.
       model, params: network and {"backbone", "decoder", "depth_head"[, "auxiliary_head"]}.
-      min_depth, max_depth: metres that predictions are clamped to.
-      input_area: pixels that images are brought to before the network, aspect ratio kept; None: own size, at
-        most `MOST_PIXELS`.
-      shrink_by_area: average areas where that shrinks an image.
+      min_depth, max_depth: metres that a metric model can predict; None for a relative one.
+      preparation: how images are brought to the network.
+      align_corners: how maps are resized to the image's size.
+      clamp: whether predictions are clamped to the range before that.
       config: the run's config; None for released weights.
     """
 
     name: str
     model: DepthModel
     params: Mapping[str, Any] = field(repr=False)
-    min_depth: float
-    max_depth: float
-    input_area: int | None = None
-    shrink_by_area: bool = False
+    min_depth: float | None
+    max_depth: float | None
+    preparation: Preparation = Preparation()
+    align_corners: bool = False
+    clamp: bool = True
     config: Mapping[str, Any] | None = None
-    _forwards: dict = field(default_factory=dict, repr=False)
+    _compiled: dict = field(default_factory=dict, repr=False)
 
-    def __call__(self, image, flip: bool = False) -> np.ndarray:
-        """Depth (H, W) float32 in metres at the image's own size.
+    @property
+    def kind(self) -> str:
+        """"metric depth" or "relative disparity"."""
+        return RELATIVE if self.max_depth is None else METRIC
+
+    def __call__(self, image, flip: bool = False) -> Prediction:
+        """Depth of one image at the image's own size.
 
         Args:
           image: path, Pillow image, or (H, W, 3) uint8 RGB array; see `read_image`.
@@ -79,71 +87,28 @@ class Predictor:
         Compiles once per image size and keeps the last `MOST_COMPILED` sizes. Raises UserError for what is not an
         image.
         """
-        pixels = read_image(image)
-        height, width = pixels.shape[:2]
-        network_input = geometry.resize(pixels, self._input_size(height, width), area=self.shrink_by_area)
-        forward = self._forward(height, width, flip)
-        depth = forward(self.params, jnp.asarray(network_input[None]), (height, width))
-        return np.asarray(depth[0], np.float32)
+        return self.batch([image], flip)[0]
 
-    def _forward(self, height: int, width: int, flip: bool) -> Callable:
-        key = height, width, flip
-        if key not in self._forwards:
-            if len(self._forwards) >= MOST_COMPILED:
-                del self._forwards[next(iter(self._forwards))]
-            self._forwards[key] = scoring.depth_forward(self.model, self.min_depth, self.max_depth, flip)
-        return self._forwards[key]
+    def batch(self, images: Sequence, flip: bool = False, rows: int | None = None) -> list[Prediction]:
+        """The same for several images of one size at once; `rows`: of the compiled program, which is filled up
+        by repetition, so that a last, smaller batch needs no program of its own."""
+        pixels = [read_image(image) for image in images]
+        sizes = {image.shape[:2] for image in pixels}
+        if len(sizes) > 1:
+            raise UserError(f"images of different sizes in one batch: {', '.join(map(str, sorted(sizes)))}")
+        inputs = [self.preparation(image) for image in pixels]
+        inputs += [inputs[-1]] * ((rows or len(inputs)) - len(inputs))
+        (size,) = sizes
+        maps = self._forward(flip, np.shape(inputs), size)(self.params, jnp.asarray(np.stack(inputs)), size)
+        return [Prediction(values, self.kind) for values in np.asarray(maps, np.float32)[: len(pixels)]]
 
-    def _input_size(self, height: int, width: int) -> tuple[int, int]:
-        area = self.input_area
-        if area is None:
-            if height * width <= MOST_PIXELS:
-                return height, width
-            # Attention grows with the square of the area: 12 megapixels would take 86 GB per block of ViT-S.
-            area = MOST_PIXELS
-            logging.warning("image of %d×%d shrunk to %.1f megapixels for the network", height, width, area / 1e6)
-        factor = math.sqrt(area / (height * width))
-        return max(1, round(height * factor)), max(1, round(width * factor))
-
-
-def read_image(image) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of a path, Pillow image or array; upright as its EXIF tag says.
-
-    Grey is repeated, alpha dropped, and of 16 bits the upper eight are taken, as in training. Raises
-    UserError for anything else, such as floating-point pixels, whose range nothing tells.
-    """
-    if isinstance(image, np.ndarray):
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-            raise UserError(f"image array of shape {image.shape} and type {image.dtype}: expected (H, W, 3) uint8 RGB")
-        return image
-    if isinstance(image, Image.Image):
-        return _pixels(image, "image")
-    if not isinstance(image, str | Path):
-        raise UserError(f"image of type {type(image).__name__}: expected a path, a Pillow image or a NumPy array")
-    try:
-        with Image.open(image) as opened:
-            return _pixels(opened, str(image))
-    except FileNotFoundError as error:
-        raise UserError(f"{image}: no such file") from error
-    except UnidentifiedImageError as error:
-        raise UserError(f"{image}: not an image file") from error
-    except _DAMAGE as error:
-        raise UserError(f"{image}: not a readable image ({error})") from error
-
-
-def _pixels(image: Image.Image, name: str) -> np.ndarray:
-    try:
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I"):
-            values = np.asarray(upright)
-            if values.min() < 0 or values.max() > 65535:
-                raise UserError(f"{name}: pixels from {values.min()} to {values.max()}, expected 8 or 16 bits")
-            upright = Image.fromarray((values >> 8).astype(np.uint8))
-        elif upright.mode == "F":
-            raise UserError(f"{name}: floating-point pixels, expected 8 or 16 bits")
-        return np.asarray(upright.convert("RGB"))
-    except _DAMAGE as error:
-        raise UserError(f"{name}: not a readable image ({error})") from error
+    def _forward(self, *key) -> Callable:
+        if key not in self._compiled:
+            if len(self._compiled) >= MOST_COMPILED:
+                del self._compiled[next(iter(self._compiled))]
+            limits = (self.min_depth, self.max_depth) if self.clamp else (None, None)
+            self._compiled[key] = scoring.depth_forward(self.model, *limits, key[0], self.align_corners)
+        return self._compiled[key]
 
 
 def load(
@@ -213,8 +178,10 @@ def _from_run(workdir: Path, backbone: str | Path | None, kind: str) -> Predicto
         params=params,
         min_depth=config["depth_range"]["min"],
         max_depth=config["depth_range"]["max"],
-        input_area=size[0] * size[1] if size else None,
-        shrink_by_area=config["data"]["depth"]["augmentation"]["resize_area"],
+        preparation=Preparation(
+            area=size[0] * size[1] if size else None,
+            shrink_by_area=config["data"]["depth"]["augmentation"]["resize_area"],
+        ),
         config=config,
     )
 
@@ -255,10 +222,10 @@ def _from_file(path: Path, backbone: str | Path | None, model: str | None) -> Pr
         )
     on_gpu = jax.default_backend() == "gpu"
     dtype = jnp.bfloat16 if on_gpu else jnp.float32
-    built = depth_model.build(
-        info.backbone, channels=info.channels, dtype=dtype, attention=attention.choose("auto", dtype),
-        min_depth=info.min_depth,
-    )  # fmt: skip
+    family = families.build(info, dtype, attention.choose("auto", dtype))
     if on_gpu:
         params["backbone"] = depth_model.cast_frozen(params["backbone"], dtype)
-    return Predictor(info.model, built, jax.device_put(params), info.min_depth, info.max_depth)
+    return Predictor(
+        info.model, family.model, jax.device_put(params), info.min_depth, info.max_depth,
+        family.preparation, family.align_corners, family.clamp,
+    )  # fmt: skip

@@ -24,16 +24,17 @@ PROGRESS_SECONDS = 10.0
 
 
 def depth_forward(
-    model: DepthModel, min_depth: float, max_depth: float, flip: bool
+    model: DepthModel, min_depth: float | None, max_depth: float | None, flip: bool, align_corners: bool = False
 ) -> Callable[[Params, jax.Array, tuple[int, int]], jax.Array]:
-    """(params, images (B, H, W, 3) uint8 RGB, size) -> depth (B, *size) float32 metres.
+    """(params, images (B, H, W, 3) RGB, 0 to 255, size) -> depth (B, *size) float32 metres, or disparity.
 
-    `params` holds "backbone", "decoder" and "depth_head". `size` is a compile-time constant.
+    `params` holds "backbone", "decoder" and "depth_head". Clamped to min_depth and max_depth unless None.
+    `size` is a compile-time constant, `align_corners` how the map is resized to it.
     """
 
     def once(params, images, size):
         depth = jnp.clip(model(params, images), min_depth, max_depth)
-        return resize.bilinear(depth[..., None], size, align_corners=False)[..., 0]
+        return resize.bilinear(depth[..., None], size, align_corners)[..., 0]
 
     def forward(params, images, size):
         images = colour.normalise(images)

@@ -12,7 +12,7 @@ from PIL import Image, PngImagePlugin
 from tiny_run import HEIGHT, WIDTH, call, picture, refused, save_backbone
 
 import jdepth
-from jdepth import predict, predictor
+from jdepth import images, predict, predictor, results
 from jdepth.errors import UserError
 from jdepth.models import resize
 
@@ -43,27 +43,29 @@ def written(folder):
 
 
 def test_depth_is_float32_metres_at_the_images_size(model):
-    depth = model(picture())
+    prediction = model(picture())
+    depth = prediction.values
+    assert (prediction.kind, prediction.unit) == ("metric depth", "m")
     assert depth.shape == (HEIGHT, WIDTH) and depth.dtype == np.float32
     assert model.min_depth <= depth.min() < depth.max() <= model.max_depth == 10.0
 
 
 def test_path_picture_and_array_agree(model, tmp_path):
     Image.fromarray(picture()).save(tmp_path / "a.png")
-    expected = model(picture())
+    expected = model(picture()).values
     for given in (tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(picture())):
         np.testing.assert_array_equal(model(given), expected)
 
 
 def test_flip_averages_with_the_mirror_image(model):
-    mirrored = model(picture()[:, ::-1])[:, ::-1]
-    np.testing.assert_allclose(model(picture(), flip=True), (model(picture()) + mirrored) / 2, atol=1e-5)
+    mirrored = model(picture()[:, ::-1]).values[:, ::-1]
+    np.testing.assert_allclose(model(picture(), flip=True).values, (model(picture()).values + mirrored) / 2, atol=1e-5)
 
 
 def test_a_run_predicts_at_its_training_area(run):
     model = predictor.load(run)
-    assert model.config is not None and model.input_area == 48 * 64
-    depth = model(picture(height=60, width=84))
+    assert model.config is not None and model.preparation.area == 48 * 64
+    depth = model(picture(height=60, width=84)).values
     assert depth.shape == (60, 84) and depth.dtype == np.float32
     assert model.name == "tiny (best)" and predictor.load(run, kind="last").name == "tiny (last)"
     assert len(repr(model)) < 10_000, "parameters are not part of it"
@@ -94,13 +96,13 @@ def test_upright_as_the_exif_tag_says(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned by 90 degrees
     Image.fromarray(picture()).save(tmp_path / "a.png", exif=exif)
-    np.testing.assert_array_equal(predictor.read_image(tmp_path / "a.png"), np.rot90(picture(), -1))
+    np.testing.assert_array_equal(images.read_image(tmp_path / "a.png"), np.rot90(picture(), -1))
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_damaged_exif_does_not_matter(tmp_path):
     Image.fromarray(picture()).save(tmp_path / "a.jpg", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff")
-    assert predictor.read_image(tmp_path / "a.jpg").shape == picture().shape
+    assert images.read_image(tmp_path / "a.jpg").shape == picture().shape
 
 
 def test_grey_palette_alpha_and_cmyk_become_rgb(tmp_path):
@@ -115,7 +117,7 @@ def test_grey_palette_alpha_and_cmyk_become_rgb(tmp_path):
         ("cmyk.tif", pixels.convert("CMYK"), picture()),
     ):
         image.save(tmp_path / name)
-        read = predictor.read_image(tmp_path / name)
+        read = images.read_image(tmp_path / name)
         assert read.dtype == np.uint8, name
         np.testing.assert_array_equal(read, expected, err_msg=name)
 
@@ -128,8 +130,8 @@ def test_sixteen_bits_are_read_as_in_training(tmp_path, suffix, highest):
     values = np.random.default_rng(0).integers(0, highest + 1, (HEIGHT, WIDTH)).astype(np.uint16)
     path = tmp_path / f"a.{suffix}"
     Image.fromarray(values).save(path)
-    np.testing.assert_array_equal(predictor.read_image(path), decode.read_image(path))
-    np.testing.assert_array_equal(predictor.read_image(path)[..., 0], values >> 8)
+    np.testing.assert_array_equal(images.read_image(path), decode.read_image(path))
+    np.testing.assert_array_equal(images.read_image(path)[..., 0], values >> 8)
 
 
 def test_pixels_without_a_known_range_are_refused(tmp_path):
@@ -137,7 +139,7 @@ def test_pixels_without_a_known_range_are_refused(tmp_path):
     Image.fromarray(np.full((4, 4), 70000, np.int32)).save(tmp_path / "wide.tif")
     for name in ("float.tif", "wide.tif"):
         with pytest.raises(UserError, match=f"{name}: .*expected 8 or 16 bits"):
-            predictor.read_image(tmp_path / name)
+            images.read_image(tmp_path / name)
 
 
 def long_text(path, add):
@@ -167,12 +169,12 @@ HOSTILE = {
 def test_files_that_open_strangely_are_refused(tmp_path, name):
     HOSTILE[name](tmp_path / name)
     with pytest.raises(UserError, match=f"{name}: not a(n image file| readable image)"):
-        predictor.read_image(tmp_path / name)
+        images.read_image(tmp_path / name)
 
 
 def test_tiny_and_narrow_images(model):
-    assert model(picture(height=1, width=1)).shape == (1, 1)
-    assert model(picture(height=1, width=90)).shape == (1, 90)
+    assert model(picture(height=1, width=1)).values.shape == (1, 1)
+    assert model(picture(height=1, width=90)).values.shape == (1, 90)
 
 
 def test_old_sizes_are_forgotten(model_file, monkeypatch):
@@ -180,7 +182,7 @@ def test_old_sizes_are_forgotten(model_file, monkeypatch):
     model = jdepth.load(model_file)
     first = model(picture(height=14, width=14))
     for width in (15, 16, 14):
-        assert model(picture(height=14, width=width)).shape == (14, width) and len(model._forwards) <= 2
+        assert model(picture(height=14, width=width)).values.shape == (14, width) and len(model._compiled) <= 2
     np.testing.assert_array_equal(model(picture(height=14, width=14)), first)
 
 
@@ -224,7 +226,7 @@ def test_one_image(model_file, photos, tmp_path, capsys, model):
 )
 def test_far_ranges_use_another_scale(tmp_path, max_depth, scale):
     depth = np.linspace(0.1, max_depth, 20, dtype=np.float32).reshape(4, 5)
-    assert predict.write_depth(tmp_path, "a", depth, max_depth) == scale
+    assert results.write(tmp_path, "a", predictor.Prediction(depth, "metric depth"), max_depth) == scale
     with Image.open(tmp_path / "a_depth.png") as png:
         assert float(png.text["scale"]) == scale
         values = np.asarray(png)
@@ -235,10 +237,10 @@ def test_far_ranges_use_another_scale(tmp_path, max_depth, scale):
 def test_folder_pattern_and_flip(model_file, photos, tmp_path):
     out = tmp_path / "folder"
     assert call(predict, f"--checkpoint={model_file}", f"--out={out}", photos) == 0
-    assert len(written(out)) == 9 and {"0_depth.png", "1_depth.png", "2_depth.png"} <= set(written(out))
+    assert len(written(out)) == 10 and {"0_depth.png", "1_depth.png", "2_depth.png", "sheet.png"} <= set(written(out))
     out = tmp_path / "pattern"
     assert call(predict, f"--checkpoint={model_file}", f"--out={out}", "--flip", f"{photos}/*.[pj]*g") == 0
-    assert len(written(out)) == 6
+    assert len(written(out)) == 7
     mean = np.load(out / "0_depth.npy")
     assert not np.array_equal(mean, np.load(tmp_path / "folder" / "0_depth.npy"))
 
@@ -283,7 +285,7 @@ def test_bad_images_do_not_stop_the_others(model_file, photos, tmp_path, capsys)
     (photos / "text.png").write_text("not an image")
     out = tmp_path / "out"
     assert call(predict, f"--checkpoint={model_file}", f"--out={out}", photos) == 2
-    assert len(written(out)) == 9
+    assert len(written(out)) == 10
     errors = capsys.readouterr().err.strip().splitlines()
     assert len(errors) == 4 and all(line.startswith("error: ") for line in errors)
     for name, line in zip(("cut.png", "empty.jpg", "long.png", "text.png"), errors, strict=True):

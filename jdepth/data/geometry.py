@@ -18,6 +18,14 @@ def resize(image: np.ndarray, size: tuple[int, int], area: bool = False) -> np.n
     return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA if area else cv2.INTER_LINEAR)
 
 
+def resize_cubic(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Image to (height, width) float32, cubic without antialiasing, neither rounded nor clipped."""
+    image = image.astype(np.float32)
+    if image.shape[:2] == tuple(size):
+        return image
+    return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_CUBIC)
+
+
 def resize_map(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Depth to (height, width), nearest by pixel centres, so that no metres are invented between surfaces."""
     if values.shape == tuple(size):

@@ -57,7 +57,7 @@ def compare(name, sizes, tmp_path, seed):
     gc.collect()
     loaded = weights.load(tmp_path)
     assert loaded.info.model == name  # told by config.json alone
-    ours = families.build(loaded.info, jnp.float32, "plain")
+    ours = families.build(loaded.info, jnp.float32, "plain").model
     params = jax.tree.map(jnp.asarray, loaded.params)
     worst = 0.0
     for size, images, reference in zip(sizes, inputs, references):
