@@ -23,12 +23,15 @@ also mIoU and pixel accuracy, mAP, or accuracy.
 
   python -m jdepth.evaluate --workdir runs/quickstart
   python -m jdepth.evaluate --checkpoint runs/quickstart --dataset rooms --split test
-  python -m jdepth.evaluate --checkpoint dinov2_vits14_nyu.safetensors --dataset folder --path my/dataset.json"""
+  python -m jdepth.evaluate --checkpoint dinov2_vits14_nyu.safetensors --dataset folder --path my/dataset.json
+
+Relative models are scored after a scale and a shift have been fitted to each image in disparity (--align)."""
 
 DEPTH_ROW = ("AbsRel", "SqRel", "RMSE", "RMSElog", "SILog", "log10", "d1", "d2", "d3")
 # Images and their height and width for --dataset=rooms, where neither --limit nor a run says it.
 ROOMS, ROOMS_SIZE = 64, (168, 224)
 NO_RUN = "is not a run; use --checkpoint with --dataset for a weights file"
+ALIGNED = ", scale and shift of each image fitted in disparity"
 HEADINGS = {"RMSElog": "RMSE log", "d1": "δ1", "d2": "δ2", "d3": "δ3"}
 
 
@@ -44,6 +47,10 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "limit", 0, "at most so many images; 0 = all (64 of --dataset=rooms)", lower_bound=0, flag_values=values
     )
+    flags.DEFINE_enum(
+        "align", "auto", ["auto", "disparity"], "fit scale and shift of each image in disparity before scoring; auto: "
+        "for relative models only", flag_values=values,
+    )  # fmt: skip
     flags.DEFINE_integer("batch", 1, "images at once", lower_bound=1, flag_values=values)
     flags.DEFINE_enum("kind", "best", ["best", "last"], "which checkpoint of a run", flag_values=values)
     flags.DEFINE_string("backbone", None, "frozen backbone's file, where the checkpoint lacks it", flag_values=values)
@@ -133,19 +140,35 @@ def _score(model: "Predictor", source, protocol: "Protocol", values: flags.FlagV
     from jdepth.data.evaluation import evaluation_batches
 
     low, high = protocol.prediction_range
-    forward = scoring.depth_forward(model.model, low, min(high, model.max_depth), protocol.flip)
+    relative = model.max_depth is None
+    align = relative or values.align == "disparity"
+    bring = None
+    if model.preparation.least:  # a model with a pre-processing of its own sees images as they are
+        protocol, bring = dataclasses.replace(protocol, resize=None), model.preparation
+    limits = (None, None) if relative else (low, min(high, model.max_depth))
+    forward = scoring.depth_forward(model.model, *limits, protocol.flip, model.align_corners)
 
-    def batches(size):
-        return evaluation_batches(source, protocol, size, values.limit or None)
+    def disparity(*arguments):
+        predicted = forward(*arguments)
+        return predicted if relative else 1 / predicted
+
+    def batches(size, bring=None):
+        return evaluation_batches(source, protocol, size, values.limit or None, bring=bring)
 
     total = min(values.limit or len(source), len(source))
-    scores = scoring.score_depth(forward, model.params, batches(values.batch), total_images=total)
+    scores = scoring.score_depth(
+        disparity if align else forward,
+        model.params,
+        batches(values.batch, bring),
+        total_images=total,
+        align=(low, high) if align else None,
+    )
     if not scores["images"]:
         raise UserError(f"data set '{source.name}': no image has a valid pixel under protocol {protocol.name}")
     return {
         "model": model.name,
         "dataset": source.name,
-        "protocol": protocols.describe(protocol),
+        "protocol": protocols.describe(protocol) + (ALIGNED if align else ""),
         "depth": scores,
         **scoring.score_constant(batches(1)),
     }

@@ -63,6 +63,38 @@ def depth_errors(prediction, target, mask) -> dict[str, jax.Array]:
     return {name: jnp.where(pixels > 0, value, jnp.nan) for name, value in errors.items()}
 
 
+def align_disparity(disparity, target, mask, min_depth: float, max_depth: float) -> jax.Array:
+    """Depth from relative disparity: scale and shift of each image by least squares against 1 / target.
+
+    The usual way to score models that know disparity only up to a scale and a shift (MiDaS, Ranftl et al. 2020;
+    Depth Anything).
+
+    Args:
+        disparity: (B, H, W), larger is nearer.
+        target: (B, H, W) metres, 0 = invalid.
+        mask: (B, H, W) bool: the pixels that are fitted and scored.
+        min_depth, max_depth: metres that the result is clamped to.
+
+    Returns:
+        (B, H, W) metres, at least float32. An image of constant disparity gets its best constant in disparity.
+    """
+    dtype = jnp.promote_types(disparity.dtype, jnp.float32)
+    valid = mask & (target > 0)
+    x = jnp.where(valid, disparity.astype(dtype), 0)
+    y = jnp.where(valid, 1 / jnp.where(valid, target.astype(dtype), 1), 0)
+    pixels = jnp.maximum(jnp.sum(valid, axis=(1, 2)), 1)
+
+    def mean(values):
+        return (jnp.sum(jnp.where(valid, values, 0), axis=(1, 2)) / pixels)[:, None, None]
+
+    # Two passes: sums of squares around 0 cancel in float32.
+    centre_x, centre_y = mean(x), mean(y)
+    spread = mean((x - centre_x) ** 2)
+    scale = jnp.where(spread > 0, mean((x - centre_x) * (y - centre_y)) / jnp.where(spread > 0, spread, 1), 0)
+    aligned = scale * (disparity.astype(dtype) - centre_x) + centre_y
+    return 1 / jnp.clip(aligned, 1 / max_depth, 1 / min_depth)
+
+
 class DepthSum(NamedTuple):
     """Sums of per-image depth errors; every image with a valid pixel counts the same."""
 

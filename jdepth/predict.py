@@ -189,8 +189,8 @@ class _Command:
             self._write_points(path, name, pixels, prediction)
         low, high = prediction.values.min(), prediction.values.max()
         file = self.folder / f"{name}_{results.stem(prediction)}.png"
-        what = "metres" if prediction.unit else "disparity"
-        return f"{path} -> {file} ({what} = value / {scale:g})  {low:.2f} to {high:.2f}{' m' if prediction.unit else ''}"
+        what, unit = ("metres", " m") if prediction.unit else ("disparity", "")
+        return f"{path} -> {file} ({what} = value / {scale:g})  {low:.2f} to {high:.2f}{unit}"
 
     def _write_points(self, path: Path, name: str, pixels, prediction) -> None:
         from jdepth import images, point_cloud

@@ -19,6 +19,7 @@ from jdepth.images import read_image
 from jdepth.models import attention, depth_model
 from jdepth.models.depth_model import DepthModel
 from jdepth.preparation import Preparation
+from jdepth.weights.catalogue import WeightsInfo
 
 # Each image size has compiled code of its own, 20 MB and more: a folder of photos, each cropped by hand, adds up.
 MOST_COMPILED = 32
@@ -54,7 +55,7 @@ class Predictor:
     Attributes:
       name: model or run that the parameters come from.
       model, params: network and {"backbone", "decoder", "depth_head"[, "auxiliary_head"]}.
-      min_depth, max_depth: metres that a metric model can predict; None for a relative one.
+      info: what the parameters are; of a run as if they were a released file.
       preparation: how images are brought to the network.
       align_corners: how maps are resized to the image's size.
       clamp: whether predictions are clamped to the range before that.
@@ -64,13 +65,22 @@ class Predictor:
     name: str
     model: DepthModel
     params: Mapping[str, Any] = field(repr=False)
-    min_depth: float | None
-    max_depth: float | None
+    info: WeightsInfo
     preparation: Preparation = Preparation()
     align_corners: bool = False
     clamp: bool = True
     config: Mapping[str, Any] | None = None
     _compiled: dict = field(default_factory=dict, repr=False)
+
+    @property
+    def min_depth(self) -> float | None:
+        """Metres that a metric model can predict at least; None for a relative one."""
+        return self.info.min_depth
+
+    @property
+    def max_depth(self) -> float | None:
+        """Metres that a metric model can predict at most; None for a relative one."""
+        return self.info.max_depth
 
     @property
     def kind(self) -> str:
@@ -112,7 +122,12 @@ class Predictor:
 
 
 def load(
-    path: str | Path, *, backbone: str | Path | None = None, model: str | None = None, kind: str = "best"
+    path: str | Path,
+    *,
+    backbone: str | Path | None = None,
+    model: str | None = None,
+    kind: str = "best",
+    portable: bool = False,
 ) -> Predictor:
     """A predictor from a run's workdir or a weights file.
 
@@ -121,6 +136,7 @@ def load(
       backbone: file of the frozen backbone, where `path` does not hold it or its file has moved.
       model: which released model a file is, where its tensors leave it open.
       kind: "best" or "last" checkpoint of a run.
+      portable: float32 and plain attention whatever the device and the run's config, for export.
 
     Raises UserError for anything that is not a complete depth model, for `model` beside a run and for "last"
     beside a file.
@@ -133,23 +149,25 @@ def load(
     if _is_run(path):
         if model is not None:
             raise UserError(f"{path}: is a run, whose config says what its model is; leave --model out")
-        return _from_run(path, backbone, kind)
+        return _from_run(path, backbone, kind, portable)
     around = next((folder for folder in list(path.absolute().parents)[:4] if _is_run(folder)), None)
     if around is not None and path.is_dir():
         raise UserError(f"{path}: lies within a run; name the run's folder {around}, and --kind best or last")
     if kind != "best":
         raise UserError(f"{path}: is not a run, so it has no {kind} checkpoint; leave --kind out")
-    return _from_file(path, backbone, model)
+    return _from_file(path, backbone, model, portable)
 
 
 def _is_run(folder: Path) -> bool:
     return (folder / "config.json").is_file() and (folder / "checkpoints").is_dir()
 
 
-def _from_run(workdir: Path, backbone: str | Path | None, kind: str) -> Predictor:
+def _from_run(workdir: Path, backbone: str | Path | None, kind: str, portable: bool) -> Predictor:
     from jdepth import checkpoint, experiment, weights
 
     config = config_module.read_json(workdir / "config.json")
+    if portable:
+        config = {**config, "precision": "float32", "backbone": {**config["backbone"], "attention": "plain"}}
     model = experiment.build_model(config)
     if kind == "best" and not checkpoint.steps(workdir, "best") and checkpoint.steps(workdir, "last"):
         raise UserError(f"{workdir}: nothing was evaluated yet, so there is no best checkpoint; use --kind last")
@@ -172,12 +190,21 @@ def _from_run(workdir: Path, backbone: str | Path | None, kind: str) -> Predicto
             )
         params["backbone"] = depth_model.cast_frozen(loaded, model.backbone.dtype)
     size = trained_size(config)
+    name = workdir.resolve().name
     return Predictor(
-        name=f"{workdir.resolve().name} ({kind})",
+        name=f"{name} ({kind})",
         model=model,
         params=params,
-        min_depth=config["depth_range"]["min"],
-        max_depth=config["depth_range"]["max"],
+        info=weights.WeightsInfo(
+            family="dinov2_dpt",
+            model=name,
+            backbone=config["backbone"]["name"],
+            channels=config["decoder"]["channels"],
+            min_depth=config["depth_range"]["min"],
+            max_depth=config["depth_range"]["max"],
+            source=name,
+            licence="that of the data and the backbone it was trained on",
+        ),
         preparation=Preparation(
             area=size[0] * size[1] if size else None,
             shrink_by_area=config["data"]["depth"]["augmentation"]["resize_area"],
@@ -204,7 +231,7 @@ def trained_size(config: Mapping[str, Any]) -> tuple[int, int] | None:
     return tuple(config["evaluate"]["input_size"] or given["augmentation"]["resize"] or given["rooms_size"]) or None
 
 
-def _from_file(path: Path, backbone: str | Path | None, model: str | None) -> Predictor:
+def _from_file(path: Path, backbone: str | Path | None, model: str | None, portable: bool) -> Predictor:
     from jdepth import weights
 
     loaded = weights.load(path, model)
@@ -220,12 +247,11 @@ def _from_file(path: Path, backbone: str | Path | None, model: str | None) -> Pr
             f"{path}: holds decoder and head of {info.model} without their backbone: name its file with "
             f"--backbone ({info.backbone}_pretrain.pth), or join both once with jdepth.convert --backbone"
         )
-    on_gpu = jax.default_backend() == "gpu"
-    dtype = jnp.bfloat16 if on_gpu else jnp.float32
-    family = families.build(info, dtype, attention.choose("auto", dtype))
-    if on_gpu:
+    half = jax.default_backend() == "gpu" and not portable
+    dtype = jnp.bfloat16 if half else jnp.float32
+    family = families.build(info, dtype, "plain" if portable else attention.choose("auto", dtype))
+    if half:
         params["backbone"] = depth_model.cast_frozen(params["backbone"], dtype)
     return Predictor(
-        info.model, family.model, jax.device_put(params), info.min_depth, info.max_depth,
-        family.preparation, family.align_corners, family.clamp,
-    )  # fmt: skip
+        info.model, family.model, jax.device_put(params), info, family.preparation, family.align_corners, family.clamp
+    )

@@ -53,6 +53,7 @@ def score_depth(
     batches: Iterable[Mapping[str, np.ndarray]],
     place: Callable = jnp.asarray,
     total_images: int = 0,
+    align: tuple[float, float] | None = None,
 ) -> dict[str, float]:
     """Mean of the per-image depth errors over all images of `batches`.
 
@@ -62,11 +63,15 @@ def score_depth(
         weight (B,), 0 for entries that only fill up.
       place: puts host arrays on the devices.
       total_images: for the progress line that is printed every ten seconds; 0 prints none.
+      align: (lowest, highest) metres, where `forward` gives disparity, to be fitted to each image's depth first.
     """
     total, began, told, done = metrics.DepthSum.zero(), time.perf_counter(), time.perf_counter(), 0
     for batch in batches:
         depth = forward(params, place(batch["image"]), batch["depth"].shape[1:])
-        errors = _errors(depth, place(batch["depth"]), place(batch["mask"]))
+        target, mask = place(batch["depth"]), place(batch["mask"])
+        if align:
+            depth = _align(depth, target, mask, *align)
+        errors = _errors(depth, target, mask)
         total = total.add(errors, batch["weight"])
         done += int(batch["weight"].sum())
         now = time.perf_counter()
@@ -77,6 +82,7 @@ def score_depth(
 
 
 _errors = jax.jit(metrics.depth_errors)
+_align = jax.jit(metrics.align_disparity)
 
 
 def score_constant(batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, float]:

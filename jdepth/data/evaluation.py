@@ -15,7 +15,12 @@ from jdepth.errors import UserError
 
 
 def evaluation_batches(
-    source, protocol: protocols.Protocol, batch: int, limit: int | None = None, threads: int | None = None
+    source,
+    protocol: protocols.Protocol,
+    batch: int,
+    limit: int | None = None,
+    threads: int | None = None,
+    bring: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Depth evaluation.
 
@@ -25,12 +30,14 @@ def evaluation_batches(
       batch: images per batch.
       limit: at most so many images, a fixed choice by the hash of their ids; None or 0 = all.
       threads: reading threads; default: the cores, at most 4.
+      bring: brings an image, after the protocol, to the network's own size.
 
     Yields:
-      image (B, h, w, 3) uint8 RGB as the network gets it, depth (B, H, W) float32 metres in its native size,
-      mask (B, H, W) bool: the pixels that count, weight (B,) float32: 1, or 0 for filling (whose mask is
-      empty), index (B,) int32: position in the source, -1 for filling. Images of one batch have one size;
-      there is one shape per image size of the set, always with `batch` rows.
+      image (B, h, w, 3) RGB as the network gets it, uint8 unless `bring` makes it another type,
+      depth (B, H, W) float32 metres in its native size, mask (B, H, W) bool: the pixels that count,
+      weight (B,) float32: 1, or 0 for filling (whose mask is empty), index (B,) int32: position in the
+      source, -1 for filling. Images of one batch have one size; there is one shape per image size of the
+      set, always with `batch` rows.
 
     Raises:
       UserError: an item has no depth, or the protocol does not fit its size.
@@ -42,6 +49,7 @@ def evaluation_batches(
             raise UserError(f"data set '{source.name}' gives no depth to evaluate on")
         image, depth = protocols.prepare(protocol, item["image"], item["depth"])
         mask = protocols.valid_mask(protocol, depth)
+        image = image if bring is None else bring(image)
         return {"image": image, "depth": depth, "mask": mask, "index": np.int32(index)}
 
     yield from _batches(sample, fixed_subset(source, limit), batch, {"index": -1}, threads)

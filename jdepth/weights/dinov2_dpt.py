@@ -17,8 +17,9 @@ import numpy as np
 from jdepth.errors import UserError
 from jdepth.weights import dinov2
 from jdepth.weights.catalogue import DINOV2_SIZES, MODELS, SIZES, WeightsInfo
+from jdepth.weights.faults import shown
 from jdepth.weights.file_tensor import FileTensor
-from jdepth.weights.identify import check_official_name, choose
+from jdepth.weights.identify import check_official_name, choose, neighbour_config
 from jdepth.weights.mapping import Entry, layer, take
 
 PREFIX = "decode_head."
@@ -114,7 +115,12 @@ def load(tensors: Mapping[str, FileTensor], path: Path, model: str | None) -> tu
     """
     naming = recognise(tensors)
     width, channels = _sizes(tensors, path, naming)
-    backbone = next(name for name, size in DINOV2_SIZES.items() if size.width == width)
+    own = neighbour_config(path).get("jdepth") if naming == "hugging_face" else None
+    if own is not None:
+        return _load_own(tensors, path, model, own, channels)
+    backbone = next((name for name, size in DINOV2_SIZES.items() if size.width == width), None)
+    if backbone is None:
+        raise UserError(f"{path}: is of no released width ({width}), and config.json beside it has no entry jdepth")
     candidates = [name for name, m in MODELS.items() if (m.family, m.backbone) == ("dinov2_dpt", backbone)]
     check_official_name(path, candidates)
     released = MODELS[choose(path, candidates, model)]
@@ -133,6 +139,31 @@ def load(tensors: Mapping[str, FileTensor], path: Path, model: str | None) -> tu
     return flat, info
 
 
+def _load_own(
+    tensors: Mapping[str, FileTensor], path: Path, model: str | None, own: object, channels: int
+) -> tuple[dict[str, np.ndarray], WeightsInfo]:
+    """A model that we wrote for transformers (`hugging_face.py`): its smallest depth is in the last bias."""
+    config = path.parent / "config.json"
+    match own:
+        case {
+            "model": str() as name,
+            "backbone": str() as backbone,
+            "licence": str() as licence,
+            "min_depth": float() | int() as low,
+            "max_depth": float() | int() as high,
+        } if backbone in SIZES:
+            pass
+        case _:
+            raise UserError(f"{config}: its entry jdepth is not what jdepth writes; export the model again")
+    if not 0 < low < high:
+        raise UserError(f"{config}: has min_depth {low} and max_depth {high}, expected 0 < min_depth < max_depth")
+    if model not in (None, name):
+        raise UserError(f"{path}: holds {shown(name)}, not {model}")
+    flat = take(tensors, hugging_face_plan(backbone, channels), path, f"a DPT model on {backbone}")
+    flat["depth_head/conv3/bias"] = flat["depth_head/conv3/bias"] - np.float32(low)
+    return flat, WeightsInfo("dinov2_dpt", name, backbone, channels, float(low), float(high), path.name, licence)
+
+
 def _sizes(found: Mapping[str, FileTensor], path: Path, naming: str) -> tuple[int, int]:
     """Backbone width and decoder channels, each voted on by several tensors."""
     if naming == "official":
@@ -142,7 +173,7 @@ def _sizes(found: Mapping[str, FileTensor], path: Path, naming: str) -> tuple[in
         readouts = [f"neck.reassemble_stage.readout_projects.{i}.0.bias" for i in range(4)]
         projects = [f"neck.fusion_stage.layers.{i}.projection.bias" for i in range(4)] + ["head.projection.bias"]
     width, channels = _vote(found, readouts), _vote(found, projects)
-    known = sorted({size.width for size in DINOV2_SIZES.values()})
+    known = sorted({size.width for size in (DINOV2_SIZES if naming == "official" else SIZES).values()})
     if width not in known:
         raise UserError(f"{path}: is a DPT head for features of width {width}, expected one of {known}")
     if channels is None or channels % 2 or not 2 <= channels <= MAX_CHANNELS:

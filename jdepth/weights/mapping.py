@@ -19,6 +19,15 @@ LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "up_conv": lambda x: x.transpose(0, 2, 3, 1),  # transposed: (in, out, kh, kw) -> (in, kh, kw, out)
 }
 
+# And back.
+INVERSE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "same": lambda x: x,
+    "linear": lambda x: x.T,
+    "conv": lambda x: x.transpose(3, 2, 0, 1),
+    "conv1x1": lambda x: x.T[:, :, None, None],
+    "up_conv": lambda x: x.transpose(0, 3, 1, 2),
+}
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -89,3 +98,19 @@ def take(tensors: Mapping[str, FileTensor], plan: list[Entry], path: str | Path,
             joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
             flat[entry.target] = np.ascontiguousarray(LAYOUTS[entry.layout](joined), np.float32)
     return flat
+
+
+def give(flat: Mapping[str, np.ndarray], plan: list[Entry]) -> dict[str, np.ndarray]:
+    """The inverse of `take`: the plan's tensors, contiguous float32, from our flat tree.
+
+    Tensors that nothing uses (target None) are zeros: readers that know their names expect them.
+    """
+    tensors = {}
+    for entry in plan:
+        if entry.target is None:
+            joined = np.zeros((len(entry.sources) * entry.shape[0], *entry.shape[1:]), np.float32)
+        else:
+            joined = INVERSE[entry.layout](np.asarray(flat[entry.target], np.float32))
+        for source, part in zip(entry.sources, np.split(joined, len(entry.sources)), strict=True):
+            tensors[source] = np.ascontiguousarray(part)
+    return tensors

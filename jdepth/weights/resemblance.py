@@ -8,7 +8,7 @@ from jdepth.weights.faults import listed
 
 # Names that tell a model we know of and do not cover, and what to say.
 NOT_COVERED = (
-    (("core.core.", "module.core."), "a ZoeDepth network (Depth Anything V1's metric models are), which is not covered"),
+    (("core.core.", "module.core."), "a ZoeDepth network, as V1's metric models are, which is not covered"),
 )
 
 
