@@ -272,3 +272,45 @@ def empty_tensors(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     """Zeros that take no room, in memory or in a checkpoint: one number, repeated by strides of 0."""
     zero = np.zeros(1, np.float32)
     return {name: np.broadcast_to(zero, shape) for name, shape in shapes.items()}
+
+
+def depth_anything_shapes(letter: str) -> dict[str, tuple[int, ...]]:
+    """Official Depth Anything, V1 and V2, relative and metric alike."""
+    width = {"s": 384, "b": 768, "l": 1024, "g": 1536}[letter]
+    c, levels = {
+        "s": (64, (48, 96, 192, 384)),
+        "b": (128, (96, 192, 384, 768)),
+        "l": (256, (256, 512, 1024, 1024)),
+        "g": (384, (1536, 1536, 1536, 1536)),
+    }[letter]
+    shapes = {f"pretrained.{name}": shape for name, shape in backbone_shapes(letter).items()}
+    head = {}
+    for i, level in enumerate(levels):
+        head |= {f"projects.{i}.weight": (level, width, 1, 1), f"projects.{i}.bias": (level,)}
+        head[f"scratch.layer{i + 1}_rn.weight"] = (c, level, 3, 3)
+        refine = f"scratch.refinenet{i + 1}"
+        head |= {f"{refine}.out_conv.weight": (c, c, 1, 1), f"{refine}.out_conv.bias": (c,)}
+        for unit in (1, 2):
+            for conv in (1, 2):
+                name = f"{refine}.resConfUnit{unit}.conv{conv}"
+                head |= {f"{name}.weight": (c, c, 3, 3), f"{name}.bias": (c,)}
+    for i, kernel in ((0, 4), (1, 2), (3, 3)):
+        head |= {
+            f"resize_layers.{i}.weight": (levels[i], levels[i], kernel, kernel),
+            f"resize_layers.{i}.bias": (levels[i],),
+        }
+    head |= {
+        "scratch.output_conv1.weight": (c // 2, c, 3, 3),
+        "scratch.output_conv1.bias": (c // 2,),
+        "scratch.output_conv2.0.weight": (32, c // 2, 3, 3),
+        "scratch.output_conv2.0.bias": (32,),
+        "scratch.output_conv2.2.weight": (1, 32, 1, 1),
+        "scratch.output_conv2.2.bias": (1,),
+    }
+    return shapes | {f"depth_head.{name}": shape for name, shape in head.items()}
+
+
+def linear_shapes(width: int, taps: int) -> dict[str, tuple[int, ...]]:
+    """Official linear depth heads."""
+    name = "decode_head.conv_depth"
+    return {f"{name}.weight": (256, 2 * width * taps, 1, 1), f"{name}.bias": (256,)}

@@ -40,6 +40,8 @@ DINOV2_SIZES = {
 SIZES = DINOV2_SIZES | {"vit_nano14": Size(128, 8, 512, grid=6), "vit_tiny14": Size(192, 12, 768, grid=12)}
 
 
+# Backbone letter -> one-based blocks that DINOv2's heads and Depth Anything V2 take, as Hugging Face counts them.
+SPREAD = {"s": [3, 6, 9, 12], "b": [3, 6, 9, 12], "l": [5, 12, 18, 24], "g": [10, 20, 30, 40]}
 # Backbone letter -> decoder channels and reassembled channels per level of Depth Anything's models.
 DEPTH_ANYTHING_DECODERS = {
     "s": (64, (48, 96, 192, 384)),

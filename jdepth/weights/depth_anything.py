@@ -16,7 +16,7 @@ import numpy as np
 
 from jdepth.errors import UserError
 from jdepth.weights import dinov2
-from jdepth.weights.catalogue import DEPTH_ANYTHING_DECODERS, DINOV2_SIZES, MODELS, Model, WeightsInfo
+from jdepth.weights.catalogue import DEPTH_ANYTHING_DECODERS, DINOV2_SIZES, MODELS, SPREAD, Model, WeightsInfo
 from jdepth.weights.faults import shown
 from jdepth.weights.file_tensor import FileTensor
 from jdepth.weights.identify import check_official_name, choose, neighbour_config, official_name
@@ -184,10 +184,9 @@ def _config_fits(config: Mapping, released: Model) -> bool:
     inner = config.get("backbone_config")
     if not isinstance(inner, dict):
         return False
-    size = DINOV2_SIZES[released.backbone]
-    taps = _taps(inner)
-    last_four = [size.depth - 3, size.depth - 2, size.depth - 1, size.depth]
-    if (taps == last_four) != (released.version == 1):
+    depth = DINOV2_SIZES[released.backbone].depth
+    last_four = list(range(depth - 3, depth + 1))
+    if _taps(inner) != (last_four if released.version == 1 else SPREAD[_letter(released.backbone)]):
         return False
     metric = config.get("depth_estimation_type", "relative") == "metric"
     if metric != (released.task == "metric"):

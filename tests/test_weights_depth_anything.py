@@ -1,0 +1,181 @@
+"""Depth Anything files: layout, which of several alike models they are, and files that do not match."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from test_weights_dinov2 import KEYS, failure
+from weights_files import depth_anything_shapes, empty_tensors, random_tensors, write_zip
+
+from jdepth import families, weights
+from jdepth.errors import UserError
+from jdepth.models import BACKBONES
+from jdepth.models.depth_anything import DECODERS
+from jdepth.weights import depth_anything
+from jdepth.weights.catalogue import DEPTH_ANYTHING_DECODERS, DINOV2_SIZES, MODELS, SPREAD
+
+NAMES = [name for name, model in MODELS.items() if model.family == "depth_anything"]
+SMALL = [name for name in NAMES if "vits" in name]
+RELATIVE_V1, RELATIVE_V2, INDOOR, OUTDOOR = SMALL
+
+
+def letter_of(name: str) -> str:
+    return MODELS[name].backbone.removeprefix("dinov2_vit")[0]
+
+
+@pytest.fixture
+def neutral(tmp_path):
+    """A small model's file under a name that says nothing."""
+    return write_zip(tmp_path / "model.pth", empty_tensors(depth_anything_shapes("s")))
+
+
+def test_catalogue():
+    assert len(NAMES) == 13 and len(SMALL) == 4
+    for letter, (channels, levels) in DEPTH_ANYTHING_DECODERS.items():
+        assert DECODERS[DINOV2_SIZES[f"dinov2_vit{letter}14"].width] == (channels, levels)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_released_file_fills_its_model(tmp_path, name):
+    file = write_zip(tmp_path / f"{name}.pth", empty_tensors(depth_anything_shapes(letter_of(name))))
+    loaded = weights.load(file)
+    assert (loaded.info.model, loaded.info.family, loaded.info.backbone) == (name, "depth_anything", MODELS[name].backbone)
+    furthest = 20.0 if "hypersim" in name else 80.0 if "vkitti" in name else None
+    assert loaded.info.max_depth == furthest
+    assert loaded.info.licence == ("Apache-2.0" if "vits" in name or "_v2_" not in name else "CC-BY-NC-4.0")
+    model = families.build(loaded.info, np.float32, "plain").model
+    assert SPREAD[letter_of(name)] == [tap + 1 for tap in BACKBONES[loaded.info.backbone].taps]
+    assert model.backbone.config.norm_taps and model.depth_head.max_depth == furthest
+    depth = model.backbone.config.depth
+    spread = {12: (2, 5, 8, 11), 24: (4, 11, 17, 23), 40: (9, 19, 29, 39)}[depth]
+    assert model.backbone.config.taps == (spread if "_v2_" in name else tuple(range(depth - 4, depth)))
+    expected = jax.eval_shape(lambda key: model.init(key, (28, 28)), jax.random.key(0))
+    found = {key: array.shape for key, array in weights.flatten(loaded.params).items()}
+    assert found == {key: array.shape for key, array in weights.flatten(expected).items()}
+
+
+def test_number_of_parameters():
+    shapes = depth_anything_shapes("s")
+    total = sum(int(np.prod(shape)) for shape in shapes.values())
+    assert total == 24_785_089  # 24.8 M, as published
+
+
+def test_values_and_layout(tmp_path):
+    tensors = random_tensors(depth_anything_shapes("s"))
+    loaded = weights.load(write_zip(tmp_path / f"{RELATIVE_V2}.pth", tensors))
+    decoder, head = loaded.params["decoder"], loaded.params["depth_head"]
+
+    def of(name: str) -> np.ndarray:
+        return tensors[f"depth_head.{name}"]
+
+    for i in range(4):
+        np.testing.assert_array_equal(decoder[f"project_{i}"]["kernel"], of(f"projects.{i}.weight")[:, :, 0, 0].T)
+        conv = of(f"scratch.layer{i + 1}_rn.weight")
+        np.testing.assert_array_equal(decoder[f"conv_{i}"]["kernel"], np.einsum("oihw->hwio", conv))
+        fusion, source = decoder[f"fusion_{i}"], f"scratch.refinenet{4 - i}"  # ours count from the deepest
+        np.testing.assert_array_equal(fusion["project"]["bias"], of(f"{source}.out_conv.bias"))
+        assert ("unit1" in fusion) == (i > 0)
+        for unit in (1, 2)[i == 0 :]:
+            for conv in (1, 2):
+                name = f"{source}.resConfUnit{unit}.conv{conv}"
+                ours = fusion[f"unit{unit}"][f"conv{conv}"]
+                np.testing.assert_array_equal(ours["kernel"], np.einsum("oihw->hwio", of(f"{name}.weight")))
+                np.testing.assert_array_equal(ours["bias"], of(f"{name}.bias"))
+    for i, layout in ((0, "iohw->ihwo"), (1, "iohw->ihwo"), (3, "oihw->hwio")):
+        source = np.einsum(layout, of(f"resize_layers.{i}.weight"))
+        np.testing.assert_array_equal(decoder[f"resize_{i}"]["kernel"], source)
+    for conv, name in (("conv1", "output_conv1"), ("conv2", "output_conv2.0")):
+        np.testing.assert_array_equal(head[conv]["kernel"], np.einsum("oihw->hwio", of(f"scratch.{name}.weight")))
+    np.testing.assert_array_equal(head["conv3"]["kernel"], of("scratch.output_conv2.2.weight")[:, :, 0, 0].T)
+    qkv = tensors["pretrained.blocks.3.attn.qkv.weight"]
+    np.testing.assert_array_equal(loaded.params["backbone"]["blocks_3"]["attn"]["qkv"]["kernel"], qkv.T)
+
+
+def test_a_neutral_name_is_refused_and_model_decides(neutral):
+    line = failure(neutral)
+    assert all(name in line for name in SMALL) and "--model NAME" in line
+    for name in SMALL:
+        info = weights.load(neutral, model=name).info
+        assert (info.model, info.max_depth) == (name, MODELS[name].max_depth)
+    assert "not of depth_anything_v2_vitb" in failure(neutral, model="depth_anything_v2_vitb")
+    assert "not of dinov2_vits14" in failure(neutral, model="dinov2_vits14")
+
+
+@pytest.mark.parametrize(
+    "config, name",
+    [
+        ({"backbone_config": {"out_indices": [9, 10, 11, 12]}}, RELATIVE_V1),
+        ({"backbone_config": {"out_features": ["stage9", "stage10", "stage11", "stage12"]}}, RELATIVE_V1),
+        ({"backbone_config": {"out_indices": [3, 6, 9, 12]}, "depth_estimation_type": "relative", "max_depth": 1}, RELATIVE_V2),
+        ({"backbone_config": {"out_indices": [3, 6, 9, 12]}, "depth_estimation_type": "metric", "max_depth": 20}, INDOOR),
+        ({"backbone_config": {"out_indices": [3, 6, 9, 12]}, "depth_estimation_type": "metric", "max_depth": 80}, OUTDOOR),
+        ({"model": RELATIVE_V2}, RELATIVE_V2),
+    ],
+)  # fmt: skip
+def test_config_beside_it_decides(neutral, config, name):
+    (neutral.parent / "config.json").write_text(json.dumps(config))
+    assert weights.load(neutral).info.model == name
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {}, {"backbone_config": 3}, {"backbone_config": {"out_features": [1]}}, {"backbone_config": {"out_indices": "x"}},
+        {"backbone_config": {"out_indices": [3, 6, 9, 12]}, "depth_estimation_type": "metric", "max_depth": 35},
+    ],
+)  # fmt: skip
+def test_configs_that_decide_nothing(neutral, config):
+    (neutral.parent / "config.json").write_text(json.dumps(config))
+    failure(neutral)
+
+
+def test_config_that_contradicts_the_model_asked_for(neutral):
+    inner = {"out_indices": [3, 6, 9, 12]}
+    config = {"backbone_config": inner, "depth_estimation_type": "metric", "max_depth": 35}
+    (neutral.parent / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="config.json: describes .*max_depth 35"):
+        weights.load(neutral, model=INDOOR)
+
+
+def test_every_name_and_shape_is_checked(tmp_path):
+    for change, words in (
+        (lambda t: t.pop("depth_head.projects.2.bias"), "1 missing: depth_head.projects.2.bias"),
+        (lambda t: t.update(more=t["pretrained.norm.bias"]), "1 unexpected: more"),
+        (lambda t: t.update({"pretrained.norm.bias": np.zeros(3, np.float32)}), "pretrained.norm.bias is (3,)"),
+    ):
+        tensors = empty_tensors(depth_anything_shapes("s"))
+        change(tensors)
+        assert words in failure(write_zip(tmp_path / f"{RELATIVE_V2}.pth", tensors))
+    # Never used, so that it may be absent.
+    tensors = empty_tensors(depth_anything_shapes("s"))
+    for conv in (1, 2):
+        del tensors[f"depth_head.scratch.refinenet4.resConfUnit1.conv{conv}.bias"]
+    assert weights.load(write_zip(tmp_path / f"{RELATIVE_V2}.pth", tensors)).info.model == RELATIVE_V2
+
+
+def test_encoder_as_a_backbone_for_training(neutral, tmp_path):
+    loaded = weights.load(neutral, parts=("backbone",), backbone="dinov2_vits14")
+    assert set(loaded.params) == {"backbone"} and loaded.info.family == "dinov2"
+    named = neutral.rename(tmp_path / f"{RELATIVE_V1}.pth")
+    assert weights.load(named, parts=("backbone",)).info.model == RELATIVE_V1
+    assert "expected dinov2_vitb14" in failure(named, parts=("backbone",), backbone="dinov2_vitb14")
+
+
+def test_round_trip_through_our_own_file(tmp_path):
+    for name in (RELATIVE_V1, OUTDOOR):
+        loaded = weights.load(write_zip(tmp_path / f"{name}.pth", empty_tensors(depth_anything_shapes("s"))))
+        weights.save(tmp_path / f"{name}.safetensors", loaded.params, loaded.info)
+        again = weights.load(tmp_path / f"{name}.safetensors")
+        assert again.info == loaded.info and weights.fingerprint(again.params) == weights.fingerprint(loaded.params)
+
+
+@pytest.mark.skipif(not KEYS.exists(), reason="the list of released names is not at hand")
+@pytest.mark.parametrize("naming, listed", [("official", "depth_anything_vits"), ("hugging_face", "depth_anything_vits_hf")])
+def test_names_are_those_of_the_reference_list(naming, listed):
+    keys = {}
+    for key, shape in json.loads(KEYS.read_text())[listed].items():
+        numbers = range(12) if "{i}" in key else [0]
+        keys |= {key.replace("{i}", str(i)): tuple(shape) for i in numbers}
+    plan = depth_anything.full_plan("dinov2_vits14", naming)
+    assert {source: entry.shape for entry in plan for source in entry.sources} == keys
