@@ -87,11 +87,14 @@ def align_disparity(disparity, target, mask, min_depth: float, max_depth: float)
     def mean(values):
         return (jnp.sum(jnp.where(valid, values, 0), axis=(1, 2)) / pixels)[:, None, None]
 
-    # Two passes: sums of squares around 0 cancel in float32.
-    centre_x, centre_y = mean(x), mean(y)
-    spread = mean((x - centre_x) ** 2)
-    scale = jnp.where(spread > 0, mean((x - centre_x) * (y - centre_y)) / jnp.where(spread > 0, spread, 1), 0)
-    aligned = scale * (disparity.astype(dtype) - centre_x) + centre_y
+    # Sums of squares around 0 cancel in float32, and so does a mean far from 0: what is left of it goes too.
+    centre_x = mean(x)
+    x = x - centre_x
+    rest, centre_y = mean(x), mean(y)
+    x = x - rest
+    spread = mean(x**2)
+    scale = jnp.where(spread > 0, mean(x * (y - centre_y)) / jnp.where(spread > 0, spread, 1), 0)
+    aligned = scale * (disparity.astype(dtype) - centre_x - rest) + centre_y
     return 1 / jnp.clip(aligned, 1 / max_depth, 1 / min_depth)
 
 

@@ -10,18 +10,14 @@ from weights_files import depth_anything_shapes, empty_tensors, random_tensors, 
 
 from jdepth import families, weights
 from jdepth.errors import UserError
-from jdepth.models import BACKBONES
+from jdepth.models import BACKBONES, depth_model
 from jdepth.models.depth_anything import DECODERS
-from jdepth.weights import depth_anything
+from jdepth.weights import depth_anything, mapping
 from jdepth.weights.catalogue import DEPTH_ANYTHING_DECODERS, DINOV2_SIZES, MODELS, SPREAD
 
 NAMES = [name for name, model in MODELS.items() if model.family == "depth_anything"]
 SMALL = [name for name in NAMES if "vits" in name]
 RELATIVE_V1, RELATIVE_V2, INDOOR, OUTDOOR = SMALL
-
-
-def letter_of(name: str) -> str:
-    return MODELS[name].backbone.removeprefix("dinov2_vit")[0]
 
 
 @pytest.fixture
@@ -36,23 +32,35 @@ def test_catalogue():
         assert DECODERS[DINOV2_SIZES[f"dinov2_vit{letter}14"].width] == (channels, levels)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_released_file_fills_its_model(tmp_path, name):
-    file = write_zip(tmp_path / f"{name}.pth", empty_tensors(depth_anything_shapes(letter_of(name))))
+@pytest.mark.parametrize("name", SMALL)
+def test_every_small_file_fills_its_model(tmp_path, name):
+    file = write_zip(tmp_path / f"{name}.pth", empty_tensors(depth_anything_shapes("s")))
     loaded = weights.load(file)
-    assert (loaded.info.model, loaded.info.family, loaded.info.backbone) == (name, "depth_anything", MODELS[name].backbone)
-    furthest = 20.0 if "hypersim" in name else 80.0 if "vkitti" in name else None
-    assert loaded.info.max_depth == furthest
-    assert loaded.info.licence == ("Apache-2.0" if "vits" in name or "_v2_" not in name else "CC-BY-NC-4.0")
-    model = families.build(loaded.info, np.float32, "plain").model
-    assert SPREAD[letter_of(name)] == [tap + 1 for tap in BACKBONES[loaded.info.backbone].taps]
+    assert (loaded.info.model, loaded.info.family, loaded.info.backbone) == (name, "depth_anything", "dinov2_vits14")
+    furthest = {INDOOR: 20.0, OUTDOOR: 80.0}.get(name)
+    assert (loaded.info.max_depth, loaded.info.licence) == (furthest, "Apache-2.0")
+    family = families.build(loaded.info, np.float32, "plain")
+    model = family.model
     assert model.backbone.config.norm_taps and model.depth_head.max_depth == furthest
-    depth = model.backbone.config.depth
-    spread = {12: (2, 5, 8, 11), 24: (4, 11, 17, 23), 40: (9, 19, 29, 39)}[depth]
-    assert model.backbone.config.taps == (spread if "_v2_" in name else tuple(range(depth - 4, depth)))
+    assert model.backbone.config.taps == ((8, 9, 10, 11) if name == RELATIVE_V1 else (2, 5, 8, 11))
+    assert family.align_corners == (name != RELATIVE_V1) and not family.clamp
     expected = jax.eval_shape(lambda key: model.init(key, (28, 28)), jax.random.key(0))
     found = {key: array.shape for key, array in weights.flatten(loaded.params).items()}
     assert found == {key: array.shape for key, array in weights.flatten(expected).items()}
+
+
+@pytest.mark.parametrize("letter", "sblg")
+def test_every_size_by_names_and_shapes(letter):
+    """Without reading: the largest has 5 GB."""
+    plan = depth_anything.full_plan(f"dinov2_vit{letter}14", "official")
+    assert {source: entry.shape for entry in plan for source in entry.sources} == depth_anything_shapes(letter)
+    config = BACKBONES[f"dinov2_vit{letter}14"]
+    assert SPREAD[letter] == [tap + 1 for tap in config.taps]
+    model = depth_model.build_depth_anything(config.name)
+    expected = jax.eval_shape(lambda key: model.init(key, (28, 28)), jax.random.key(0))
+    assert mapping.shapes(plan) == {key: array.shape for key, array in weights.flatten(expected).items()}
+    first = depth_model.build_depth_anything(config.name, version=1).backbone.config.taps
+    assert first == tuple(range(config.depth - 4, config.depth))
 
 
 def test_number_of_parameters():
