@@ -2,7 +2,7 @@
 
     import jdepth
     predict = jdepth.load("runs/quickstart")
-    depth = predict("photo.jpg")  # (H, W) float32, metres
+    depth = predict("photo.jpg").values  # (H, W) float32, metres
 
 Importing this module imports no jax; `load` does.
 """
