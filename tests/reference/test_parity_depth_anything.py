@@ -6,6 +6,7 @@ share of the reference map's largest value.
 """
 
 import gc
+import itertools
 
 import pytest
 
@@ -80,3 +81,35 @@ def test_small(name, tmp_path):
 @pytest.mark.parametrize("name", [*MODELS_OF["b"], *MODELS_OF["l"], "depth_anything_v2_vitg"])
 def test_larger(name, tmp_path):
     assert compare(name, ((518, 518),), tmp_path, seed=5) <= TOLERANCE
+
+
+def test_swapped_tensors_are_noticed(tmp_path):
+    """Every pair of equal-shaped tensors of decoder and head (the encoder's: test_parity_mutation.py)."""
+    name, size = "depth_anything_v2_vits", (70, 98)
+    model = make_port(name, 6)
+    model.save_pretrained(tmp_path)
+    port.use_original_tables(model.backbone.embeddings)
+    images = np.random.default_rng(6).standard_normal((1, *size, 3)).astype(np.float32)
+    with torch.no_grad():
+        reference = model(torch.from_numpy(images).permute(0, 3, 1, 2)).predicted_depth.numpy()
+    loaded = weights.load(tmp_path)
+    ours = families.build(loaded.info, jnp.float32, "plain").model
+    taps = jax.jit(ours.features)(loaded.params["backbone"], images)
+
+    @jax.jit
+    def rest(flat):
+        params = weights.unflatten(flat)
+        return ours.depth(params["depth_head"], ours.decode(params["decoder"], taps))
+
+    def error(flat):
+        return float(np.abs(np.asarray(rest(flat)) - reference).max() / reference.max())
+
+    parts = {part: loaded.params[part] for part in ("decoder", "depth_head")}
+    flat = weights.flatten(parts)
+    assert error(flat) <= TOLERANCE
+    pairs = [(a, b) for a, b in itertools.combinations(flat, 2) if flat[a].shape == flat[b].shape]
+    assert len(pairs) > 200
+    unnoticed = [pair for pair in pairs if error(flat | dict(zip(pair, (flat[p] for p in pair[::-1])))) <= 10 * TOLERANCE]
+    # Both are added to the running map between two stages, so that only their sum matters.
+    sums = {(f"decoder/fusion_{i}/project/bias", f"decoder/fusion_{i + 1}/unit1/conv2/bias") for i in range(3)}
+    assert set(unnoticed) == sums
