@@ -142,6 +142,10 @@ class _Command:
             for group in self._groups(paths, bar):
                 try:
                     predictions = self.model.batch([pixels for _, pixels in group], self.values.flip)
+                except UserError as error:  # more pixels than memory takes
+                    self._report(error, images=len(group))
+                    continue
+                try:
                     for (path, pixels), prediction in zip(group, predictions, strict=True):
                         done += 1
                         line = self._write(path, names[path], pixels, prediction)
@@ -175,8 +179,8 @@ class _Command:
                 yield waiting.pop(next(iter(waiting)))
         yield from waiting.values()
 
-    def _report(self, error: UserError) -> None:
-        self.bad += 1
+    def _report(self, error: UserError, images: int = 1) -> None:
+        self.bad += images
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
 
     def _write(self, path: Path, name: str, pixels, prediction) -> str:

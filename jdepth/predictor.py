@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdepth import config as config_module
-from jdepth import families, scoring
+from jdepth import families, memory, scoring
 from jdepth.errors import UserError
 from jdepth.images import read_image
 from jdepth.models import attention, depth_model
@@ -109,15 +109,27 @@ class Predictor:
         inputs = [self.preparation(image) for image in pixels]
         inputs += [inputs[-1]] * ((rows or len(inputs)) - len(inputs))
         (size,) = sizes
-        maps = self._forward(flip, np.shape(inputs), size)(self.params, jnp.asarray(np.stack(inputs)), size)
+        batch = jnp.asarray(np.stack(inputs))
+        maps = self._forward(flip, batch, size)(self.params, batch)
         return [Prediction(values, self.kind) for values in np.asarray(maps, np.float32)[: len(pixels)]]
 
-    def _forward(self, *key) -> Callable:
+    def _forward(self, flip: bool, batch: jax.Array, size: tuple[int, int]) -> Callable:
+        """The compiled program for batches like this one. UserError where it needs more memory than is free."""
+        key = flip, batch.shape, size
         if key not in self._compiled:
             if len(self._compiled) >= MOST_COMPILED:
                 del self._compiled[next(iter(self._compiled))]
             limits = (self.min_depth, self.max_depth) if self.clamp else (None, None)
-            self._compiled[key] = scoring.depth_forward(self.model, *limits, key[0], self.align_corners)
+            forward = scoring.depth_forward(self.model, *limits, flip, self.align_corners)
+            program = forward.lower(self.params, batch, size).compile()
+            needed, free = program.memory_analysis().temp_size_in_bytes, memory.free()
+            if free is not None and needed > free:
+                rows, height, width = batch.shape[:3]
+                raise UserError(
+                    f"{rows} × {height}x{width} pixels need {needed / 2**30:.1f} GiB in {self.name}, and "
+                    f"{free / 2**30:.1f} GiB are free; take a smaller --batch, a smaller image or a smaller model"
+                )
+            self._compiled[key] = program
         return self._compiled[key]
 
 

@@ -12,7 +12,7 @@ from PIL import Image, PngImagePlugin
 from tiny_run import HEIGHT, WIDTH, call, picture, refused, save_backbone
 
 import jdepth
-from jdepth import images, predict, predictor, results
+from jdepth import images, memory, predict, predictor, results
 from jdepth.errors import UserError
 from jdepth.models import resize
 
@@ -175,6 +175,34 @@ def test_files_that_open_strangely_are_refused(tmp_path, name):
 def test_tiny_and_narrow_images(model):
     assert model(picture(height=1, width=1)).values.shape == (1, 1)
     assert model(picture(height=1, width=90)).values.shape == (1, 90)
+
+
+def test_of_an_animation_the_first_frame(tmp_path):
+    frames = [Image.fromarray(picture(n)).quantize(255) for n in range(3)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    np.testing.assert_array_equal(images.read_image(tmp_path / "a.gif"), np.asarray(frames[0].convert("RGB")))
+
+
+def test_enormous_images(model_file, tmp_path, capsys):
+    """A long strip is predicted; 400 megapixels, more than Pillow opens, are refused by name."""
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "square.png")
+    Image.fromarray(picture(height=20, width=20_000)).save(tmp_path / "strip.png")
+    arguments = (f"--checkpoint={model_file}", f"--out={tmp_path}/out", tmp_path / "square.png", tmp_path / "strip.png")
+    assert call(predict, *arguments) == 2
+    assert "square.png: not a readable image" in capsys.readouterr().err
+    assert np.load(tmp_path / "out" / "strip_depth.npy").shape == (20, 20_000)
+
+
+def test_what_memory_cannot_take_is_refused_before_it_runs(model_file, photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(memory, "free", lambda: 1000)
+    assert call(predict, f"--checkpoint={model_file}", f"--out={tmp_path}/out", photos / "0.png") == 2
+    line = capsys.readouterr().err
+    assert f"1 × {HEIGHT}x{WIDTH} pixels need " in line and "GiB are free; take a smaller --batch" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_free_memory_is_told():
+    assert memory.free() is None or 2**20 < memory.free() < 2**50
 
 
 def test_old_sizes_are_forgotten(model_file, monkeypatch):

@@ -214,7 +214,7 @@ def test_other_widths_and_models(tmp_path):
         ({"fc.weight": zeros}, "unknown model (fc.weight)"),
         ({"pretrained.cls_token": zeros, "depth_head.x": zeros}, "Depth Anything"),
         ({"decode_head.conv_depth.weight": zeros}, "linear depth head"),
-        ({"neck.convs.0.weight": zeros, "backbone.embeddings.cls_token": zeros}, "Hugging Face depth model"),
+        ({"neck.convs.0.weight": zeros, "backbone.embeddings.cls_token": zeros}, "DPT depth model (Hugging Face names)"),
         ({}, "no tensor"),
     ):
         assert words in failure(write_zip(tmp_path / "b.pth", names))

@@ -61,16 +61,16 @@ class Expand(nn.Module):
 
 
 class ResidualUnit(nn.Module):
-    """x + conv2(ReLU(conv1(ReLU x))), 3×3, without bias unless `use_bias`. `init`: of a fan (= 9C)."""
+    """x + conv2(ReLU(conv1(ReLU x))), 3×3, without bias unless `use_bias`. `kernel_init`: of a fan (= 9C)."""
 
     dtype: jnp.dtype = jnp.float32
     use_bias: bool = False
-    init: Callable = kaiming_normal
+    kernel_init: Callable = kaiming_normal
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         channels = x.shape[-1]
-        init = self.init(9 * channels)
+        init = self.kernel_init(9 * channels)
         y = x
         for name in ("conv1", "conv2"):
             y = Conv3x3(channels, 1, self.use_bias, self.dtype, init, init, name=name)(nn.relu(y))
@@ -80,12 +80,12 @@ class ResidualUnit(nn.Module):
 class Fusion(nn.Module):
     """One fusion stage: running map (B, H, W, C) and lateral map (or None) -> (B, *size, C).
 
-    `size` is (2H, 2W) unless given. `unit_bias`: whether the residual units have biases; `init`: of a fan.
+    `size` is (2H, 2W) unless given. `unit_bias`: whether the residual units have biases; `kernel_init`: of a fan.
     """
 
     dtype: jnp.dtype = jnp.float32
     unit_bias: bool = False
-    init: Callable = kaiming_normal
+    kernel_init: Callable = kaiming_normal
     bias_init: Callable = nn.initializers.zeros
 
     @nn.compact
@@ -95,10 +95,10 @@ class Fusion(nn.Module):
         if lateral is not None:
             # Sizes differ by rounding wherever the patch grid is odd.
             lateral = resize.bilinear(lateral, x.shape[1:3], align_corners=False)
-            x = x + ResidualUnit(self.dtype, self.unit_bias, self.init, name="unit1")(lateral)
-        x = ResidualUnit(self.dtype, self.unit_bias, self.init, name="unit2")(x)
+            x = x + ResidualUnit(self.dtype, self.unit_bias, self.kernel_init, name="unit1")(lateral)
+        x = ResidualUnit(self.dtype, self.unit_bias, self.kernel_init, name="unit2")(x)
         channels = x.shape[-1]
-        x = Linear(channels, self.dtype, self.init(channels), self.bias_init, name="project")(x)
+        x = Linear(channels, self.dtype, self.kernel_init(channels), self.bias_init, name="project")(x)
         return resize.bilinear(x, size or (2 * x.shape[1], 2 * x.shape[2]), align_corners=True)
 
 

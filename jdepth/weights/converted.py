@@ -133,13 +133,13 @@ def _released(info: WeightsInfo, path: Path) -> Model:
     return MODELS[info.model]
 
 
-_WITH_DECODER = ({"decoder", "depth_head"}, {"backbone", "decoder", "depth_head"})
+_WITH_DECODER = ({"backbone"}, {"decoder", "depth_head"}, {"backbone", "decoder", "depth_head"})
 # Family -> shapes of decoder and head, and the combinations of parts that a file may hold.
 FAMILIES = {
     "dinov2": (None, ({"backbone"},)),
     "dinov2_dpt": (_dpt_shapes, _WITH_DECODER),
     "dinov2_linear": (_linear_shapes, ({"depth_head"}, {"backbone", "depth_head"})),
-    "depth_anything": (_depth_anything_shapes, _WITH_DECODER[1:]),
+    "depth_anything": (_depth_anything_shapes, _WITH_DECODER[2:]),
 }
 
 
