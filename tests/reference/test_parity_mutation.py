@@ -41,7 +41,8 @@ def largest_error(ffn, tensors):
     _, images, reference = setting(ffn)
     taps, tokens = compiled(ffn)(torch_params.backbone_tree(tensors, 2), images)
     ours = [np.concatenate([cls[:, None], patches.reshape(1, -1, 64)], 1) for patches, cls in taps]
-    return max(errors(reference, [*ours, np.asarray(tokens)], registers=0))
+    shares, _ = errors(reference, [*ours, np.asarray(tokens)], registers=0)
+    return max(shares)
 
 
 ATTENTION = [f"attention.{part}" for part in ("attention.query", "attention.key", "attention.value", "output.dense")]
