@@ -29,7 +29,7 @@ def get_config():
             data={
                 "depth": {
                     "name": "rooms",
-                    "rooms": 8192,
+                    "rooms": 16384,
                     "rooms_size": SIZE,
                     # Brightness tells distance in rooms lit by a flash: colours stay as they are.
                     "augmentation": {"fixed_crop": (), "crop": SIZE, "colour_probability": 0.0},

@@ -55,20 +55,18 @@ def _join(head: weights.Weights, backbone: weights.Weights, source: str | Path, 
         raise UserError(f"{source}: holds {head.info.model} without a depth head; --backbone joins one to a depth head")
     if "backbone" in head.params:
         raise UserError(f"{source}: holds its backbone already; leave --backbone out")
-    if head.info.backbone != backbone.info.backbone:
-        raise UserError(
-            f"{path}: holds {backbone.info.backbone}, but {source} was trained on {head.info.backbone}; give that"
-        )
+    weights.check_belongs(head.info, backbone.info, source, path)
     info = replace(head.info, source=f"{head.info.source} + {backbone.info.source}")
     return weights.Weights({"backbone": backbone.params["backbone"], **head.params}, info)
 
 
 def table() -> str:
     """Every released model that can be read: what it gives, its official file, how images reach it, its licence."""
-    rows = [("model", "gives", "official file", "licence", "images")]
+    rows = [("family", "size", "model", "gives", "official file", "licence", "images")]
     for model in weights.MODELS.values():
         gives = {"backbone": "features", "relative": "relative disparity", "metric": f"depth to {model.max_depth} m"}
-        rows.append((model.name, gives[model.task], model.file, model.licence, model.input_rule))
+        size = model.backbone.removeprefix("dinov2_vit")[0].upper().replace("G", "g")
+        rows.append((model.family, size, model.name, gives[model.task], model.file, model.licence, model.input_rule))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     notes = (

@@ -31,7 +31,7 @@ DEPTH_ROW = ("AbsRel", "SqRel", "RMSE", "RMSElog", "SILog", "log10", "d1", "d2",
 # Images and their height and width for --dataset=rooms, where neither --limit nor a run says it.
 ROOMS, ROOMS_SIZE = 64, (168, 224)
 NO_RUN = "is not a run; use --checkpoint with --dataset for a weights file"
-ALIGNED = ", scale and shift of each image fitted in disparity"
+ALIGNED = "scale and shift of each image fitted in disparity"
 HEADINGS = {"RMSElog": "RMSE log", "d1": "δ1", "d2": "δ2", "d3": "δ3"}
 
 
@@ -142,6 +142,7 @@ def _score(model: "Predictor", source, protocol: "Protocol", values: flags.FlagV
     low, high = protocol.prediction_range
     relative = model.max_depth is None
     align = relative or values.align == "disparity"
+    align_note = [ALIGNED] if align else []
     bring = None
     if model.preparation.least:  # a model with a pre-processing of its own sees images as they are
         protocol, bring = dataclasses.replace(protocol, resize=None), model.preparation
@@ -168,7 +169,7 @@ def _score(model: "Predictor", source, protocol: "Protocol", values: flags.FlagV
     return {
         "model": model.name,
         "dataset": source.name,
-        "protocol": protocols.describe(protocol) + (ALIGNED if align else ""),
+        "protocol": ", ".join([protocols.describe(protocol), *([bring.describe()] if bring else []), *align_note]),
         "depth": scores,
         **scoring.score_constant(batches(1)),
     }
@@ -188,12 +189,13 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def _default_out(values: flags.FlagValues) -> Path:
+    aligned = "" if values.align == "auto" else "_aligned"
     if values.workdir:
-        return Path(values.workdir) / f"evaluation_{values.kind}.json"
+        return Path(values.workdir) / f"evaluation_{values.kind}{aligned}.json"
     checkpoint = Path(values.checkpoint)
     if (checkpoint / "checkpoints").is_dir():
-        return checkpoint / f"evaluation_{values.kind}_{values.dataset}_{values.split}.json"
-    return Path(f"evaluation_{checkpoint.stem}_{values.dataset}_{values.split}.json")
+        return checkpoint / f"evaluation_{values.kind}_{values.dataset}_{values.split}{aligned}.json"
+    return Path(f"evaluation_{checkpoint.stem}_{values.dataset}_{values.split}{aligned}.json")
 
 
 if __name__ == "__main__":

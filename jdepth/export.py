@@ -23,8 +23,9 @@ USAGE = """Export a depth model.
   python -m jdepth.export --checkpoint depth_anything_v2_vits.pth --size 518x518 --out exported
       writes model.jax (a jax.export artefact for CPU, CUDA and TPU, any batch), params.npz and description.json,
       which says how to run it with jax alone
-  python -m jdepth.export --checkpoint runs/quickstart --format huggingface --out exported
-      writes a folder for transformers: DPTForDepthEstimation or DepthAnythingForDepthEstimation"""
+  python -m jdepth.export --checkpoint vits14_nyu.safetensors --format huggingface --out exported
+      writes a folder for transformers: DPTForDepthEstimation (256 decoder channels, the released number) or
+      DepthAnythingForDepthEstimation"""
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 FILES = ("model.jax", "params.npz", "description.json")
@@ -61,7 +62,8 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
     folder = Path(values.out)
     there = [name for name in FILES if (folder / name).exists()]
     if folder.exists() and (not folder.is_dir() or there):
-        raise UserError(f"--out: {folder} {'holds ' + there[0] + ' already' if there else 'is a file'}; name another")
+        why = f"holds {there[0]} already" if there else "is a file"
+        raise UserError(f"--out: {folder} {why}; name another")
     from jdepth import predictor
 
     model = predictor.load(
@@ -70,7 +72,10 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
     if values.format == "huggingface":
         _write_hugging_face(model, folder)
     else:
-        write(model, size or _default_size(model), folder)
+        size = size or _default_size(model)
+        if model.preparation.least and any(side % 14 for side in size):
+            raise UserError(f"--size: {size[0]}x{size[1]}, but {model.name} takes multiples of 14 only, such as 518x518")
+        write(model, size, folder)
     print(f"{model.name} written to {folder}")
 
 
@@ -118,21 +123,16 @@ def describe(model: "Predictor", size: tuple[int, int]) -> dict:
     from jdepth import __version__
 
     height, width = size
-    if model.preparation.least:
-        bring = f"cubic, aspect ratio kept, both sides at least {model.preparation.least} and multiples of 14"
-    elif model.preparation.area:
-        bring = f"about {model.preparation.area} pixels, aspect ratio kept"
-    else:
-        bring = "any; pad to multiples of 14 happens inside"
     return {
         "model": model.name,
         "kind": model.kind,
         "unit": "metres" if model.max_depth is not None else "none: larger is nearer, up to a scale and a shift",
         "range": None if model.max_depth is None else [model.min_depth, model.max_depth],
         "images": {"shape": ["batch", height, width, 3], "type": "uint8", "channels": "RGB", "scale": "0 to 255"},
+        "licence": model.info.licence,
         "values": {"shape": ["batch", height, width], "type": "float32"},
-        "preprocessing": f"resize to {height}x{width}, which this artefact is for; the model's own rule: {bring}. "
-        "Normalisation is inside.",
+        "preprocessing": f"resize to {height}x{width}, which this artefact is for; the model's own rule: "
+        f"{model.preparation.describe()}. Normalisation is inside.",
         "parameters": "params.npz, first argument, a dictionary by name",
         "platforms": list(PLATFORMS),
         "written_by": f"jdepth {__version__}, jax {jax.__version__}",
@@ -147,8 +147,13 @@ def _write_hugging_face(model: "Predictor", folder: Path) -> None:
     hugging_face.save(folder, model.params, model.info, config.taps, config.heads)
     print(
         "note: at sizes other than the position table's own (518x518 for DINOv2), transformers resizes that table "
-        "by another rule than DINOv2, so that results differ a little there"
+        "by another rule than DINOv2, so that results differ there"
     )
+    if model.info.input_area:
+        print(
+            f"note: {model.name} was trained on images of about {model.info.input_area} pixels; transformers does not "
+            "resize them: bring them to that size first"
+        )
 
 
 def _default_size(model: "Predictor") -> tuple[int, int]:

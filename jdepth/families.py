@@ -38,4 +38,5 @@ def build(info: WeightsInfo, dtype, attention: str) -> Family:
         return Family(
             depth_model.build_linear(info.backbone, taps, dtype, attention, info.min_depth, info.max_depth)
         )
-    return Family(depth_model.build(info.backbone, info.channels, dtype, attention, info.min_depth))
+    model = depth_model.build(info.backbone, info.channels, dtype, attention, info.min_depth)
+    return Family(model, Preparation(area=info.input_area, shrink_by_area=info.area_averaged))

@@ -99,8 +99,8 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
     if not arguments:
         raise UserError("name at least one image, folder or pattern (see --help)")
     for flag in ("focal", "centre"):
-        if values[flag].present and not values.points:
-            raise UserError(f"--{flag}: serves point clouds only; add --points")
+        if values[flag].present and not (values.points and values[flag].value):
+            raise UserError(f"--{flag}: serves point clouds only, and needs numbers; see --points")
     found = find_images(arguments)
     names = dict(zip(found, output_names(found), strict=True))
     check_out(Path(values.out), found)
@@ -111,11 +111,14 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
     if values.points and model.max_depth is None:
         raise UserError(f"--points: {model.name} predicts relative disparity, from which no points in space follow")
     command = _Command(model, values)
-    images = [path for path in found if path.suffix.lower() not in VIDEOS]
-    command.images(images, names)
-    for path in found:
-        if path.suffix.lower() in VIDEOS:
-            command.video(path, names[path])
+    videos = [path for path in found if path.suffix.lower() in VIDEOS]
+    if videos and values.points:
+        raise UserError(f"--points: is for images; leave {videos[0]} out")
+    if values.frames and not videos:
+        raise UserError("--frames: is for videos, of which none was named")
+    command.images([path for path in found if path not in videos], names)
+    for path in videos:
+        command.video(path, names[path])
     return 2 if command.bad else 0
 
 
@@ -125,7 +128,8 @@ class _Command:
     def __init__(self, model: "Predictor", values: flags.FlagValues):
         from jdepth import point_cloud
 
-        self.model, self.values, self.folder, self.bad = model, values, Path(values.out), 0
+        self.model, self.values, self.folder = model, values, Path(values.out)
+        self.bad, self.unread = 0, 0  # errors told; images without a result
         self.focal = point_cloud.parse_numbers("focal", values.focal, (1, 2)) if values.focal else None
         self.centre = point_cloud.parse_numbers("centre", values.centre, (2,)) if values.centre else None
         if self.focal is not None and min(self.focal) <= 0:
@@ -137,13 +141,19 @@ class _Command:
 
         from jdepth import results
 
-        sheet, began, done = results.Sheet(), time.perf_counter(), 0
+        sheet, began, done, full = results.Sheet(), time.perf_counter(), 0, set()
         with tqdm(total=len(paths), unit="image", disable=None, leave=False) as bar:
             for group in self._groups(paths, bar):
                 try:
-                    predictions = self.model.batch([pixels for _, pixels in group], self.values.flip)
+                    shape = group[0][1].shape
+                    full |= {shape} if len(group) == self.values.batch else set()
+                    # A program for whole batches of this size serves the last, smaller one too.
+                    rows = self.values.batch if shape in full else None
+                    predictions = self.model.batch([pixels for _, pixels in group], self.values.flip, rows)
                 except UserError as error:  # more pixels than memory takes
-                    self._report(error, images=len(group))
+                    self._report(error)
+                    self.unread += len(group)
+                    bar.update(len(group))
                     continue
                 try:
                     for (path, pixels), prediction in zip(group, predictions, strict=True):
@@ -151,8 +161,9 @@ class _Command:
                         line = self._write(path, names[path], pixels, prediction)
                         sheet.add(path.name, pixels, prediction)
                         rate = done / (time.perf_counter() - began)
-                        left = (len(paths) - done - self.bad) / rate
-                        bar.write(f"{done + self.bad}/{len(paths)}  {line}  {rate:.2f} images/s  ETA {left:.0f} s")
+                        seen = done + self.unread
+                        left = (len(paths) - seen) / rate
+                        bar.write(f"{seen}/{len(paths)}  {line}  {rate:.2f} images/s  ETA {left:.0f} s")
                 except OSError as error:
                     raise UserError(f"--out: cannot write to {self.folder} ({error.strerror})") from error
                 bar.update(len(group))
@@ -169,6 +180,7 @@ class _Command:
                 pixels = read_image(path)
             except UserError as error:
                 self._report(error)
+                self.unread += 1
                 bar.update(1)
                 continue
             group = waiting.setdefault(pixels.shape, [])
@@ -179,8 +191,8 @@ class _Command:
                 yield waiting.pop(next(iter(waiting)))
         yield from waiting.values()
 
-    def _report(self, error: UserError, images: int = 1) -> None:
-        self.bad += images
+    def _report(self, error: UserError) -> None:
+        self.bad += 1
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
 
     def _write(self, path: Path, name: str, pixels, prediction) -> str:
@@ -217,8 +229,9 @@ class _Command:
             self.folder.mkdir(parents=True, exist_ok=True)
             writer, limits, done, began = None, None, 0, time.perf_counter()
             with tqdm(total=about.frames or None, desc=path.name, unit="frame", disable=None, leave=False) as bar:
-                for batch in _chunks(video.frames(path), self.values.batch):
-                    predictions = self.model.batch(batch, self.values.flip, rows=self.values.batch)
+                rows = min(self.values.batch, about.frames or self.values.batch)
+                for batch in _chunks(video.frames(path), rows):
+                    predictions = self.model.batch(batch, self.values.flip, rows)
                     limits = limits or colourmap.depth_range(*(p.values for p in predictions))
                     for prediction in predictions:
                         if self.values.frames:
@@ -236,9 +249,10 @@ class _Command:
         except UserError as error:
             self._report(error)
             return
-        rate, unit = done / (time.perf_counter() - began), "m" if self.model.max_depth else "disparity"
+        rate = done / (time.perf_counter() - began)
+        far, near, unit = (*limits[::-1], "m") if self.model.max_depth else (*limits, "disparity")
         print(
-            f"{path} -> {self.folder / name}_colour.mp4 (blue to red: {limits[1]:.2f} to {limits[0]:.2f} {unit})  "
+            f"{path} -> {self.folder / name}_colour.mp4 (blue to red: {far:.2f} to {near:.2f} {unit})  "
             f"{done} frames  {rate:.2f} frames/s"
         )
         if done < about.frames:

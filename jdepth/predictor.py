@@ -3,6 +3,7 @@
 A path is a run's workdir (its best parameters) or a converted file that holds a complete depth model.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,8 @@ from jdepth.weights.catalogue import WeightsInfo
 
 # Each image size has compiled code of its own, 20 MB and more: a folder of photos, each cropped by hand, adds up.
 MOST_COMPILED = 32
+# Per pixel of the result: the map on the device and here, and what is made of it to be written and looked at.
+HOST_BYTES = 40
 METRIC, RELATIVE = "metric depth", "relative disparity"
 
 
@@ -106,15 +109,19 @@ class Predictor:
         sizes = {image.shape[:2] for image in pixels}
         if len(sizes) > 1:
             raise UserError(f"images of different sizes in one batch: {', '.join(map(str, sorted(sizes)))}")
-        inputs = [self.preparation(image) for image in pixels]
-        inputs += [inputs[-1]] * ((rows or len(inputs)) - len(inputs))
         (size,) = sizes
-        batch = jnp.asarray(np.stack(inputs))
-        maps = self._forward(flip, batch, size)(self.params, batch)
-        return [Prediction(values, self.kind) for values in np.asarray(maps, np.float32)[: len(pixels)]]
+        inputs = [self.preparation(image) for image in pixels]
+        rows = max(rows or 0, len(inputs))
+        shape = jax.ShapeDtypeStruct((rows, *inputs[0].shape), inputs[0].dtype)
+        forward = self._forward(flip, shape, size)
+        inputs += [inputs[-1]] * (rows - len(inputs))
+        maps = np.asarray(forward(self.params, jnp.asarray(np.stack(inputs))), np.float32)[: len(pixels)]
+        if not np.isfinite(maps).all():
+            raise UserError(f"{self.name}: predicts values that are not finite; are its weights damaged?")
+        return [Prediction(values, self.kind) for values in maps]
 
-    def _forward(self, flip: bool, batch: jax.Array, size: tuple[int, int]) -> Callable:
-        """The compiled program for batches like this one. UserError where it needs more memory than is free."""
+    def _forward(self, flip: bool, batch: jax.ShapeDtypeStruct, size: tuple[int, int]) -> Callable:
+        """The compiled program for such batches. UserError where it needs more memory than is free."""
         key = flip, batch.shape, size
         if key not in self._compiled:
             if len(self._compiled) >= MOST_COMPILED:
@@ -122,11 +129,11 @@ class Predictor:
             limits = (self.min_depth, self.max_depth) if self.clamp else (None, None)
             forward = scoring.depth_forward(self.model, *limits, flip, self.align_corners)
             program = forward.lower(self.params, batch, size).compile()
-            needed, free = program.memory_analysis().temp_size_in_bytes, memory.free()
+            needed = program.memory_analysis().temp_size_in_bytes + HOST_BYTES * batch.shape[0] * math.prod(size)
+            free = memory.free()
             if free is not None and needed > free:
-                rows, height, width = batch.shape[:3]
                 raise UserError(
-                    f"{rows} × {height}x{width} pixels need {needed / 2**30:.1f} GiB in {self.name}, and "
+                    f"{batch.shape[0]} × {size[0]}x{size[1]} pixels need {needed / 2**30:.1f} GiB in {self.name}, and "
                     f"{free / 2**30:.1f} GiB are free; take a smaller --batch, a smaller image or a smaller model"
                 )
             self._compiled[key] = program
@@ -157,7 +164,7 @@ def load(
         raise UserError(f"kind {kind!r}: choose best or last")
     path = Path(path)
     if not path.exists():
-        raise UserError(f"{path}: no such file or folder; expected a run's workdir or a converted weights file")
+        raise UserError(f"{path}: no such file or folder; expected a run's workdir or a weights file")
     if _is_run(path):
         if model is not None:
             raise UserError(f"{path}: is a run, whose config says what its model is; leave --model out")
@@ -202,6 +209,7 @@ def _from_run(workdir: Path, backbone: str | Path | None, kind: str, portable: b
             )
         params["backbone"] = depth_model.cast_frozen(loaded, model.backbone.dtype)
     size = trained_size(config)
+    area, averaged = size and size[0] * size[1], config["data"]["depth"]["augmentation"]["resize_area"]
     name = workdir.resolve().name
     return Predictor(
         name=f"{name} ({kind})",
@@ -216,11 +224,10 @@ def _from_run(workdir: Path, backbone: str | Path | None, kind: str, portable: b
             max_depth=config["depth_range"]["max"],
             source=name,
             licence="that of the data and the backbone it was trained on",
+            input_area=area,
+            area_averaged=averaged,
         ),
-        preparation=Preparation(
-            area=size[0] * size[1] if size else None,
-            shrink_by_area=config["data"]["depth"]["augmentation"]["resize_area"],
-        ),
+        preparation=Preparation(area=area, shrink_by_area=averaged),
         config=config,
     )
 
@@ -253,10 +260,12 @@ def _from_file(path: Path, backbone: str | Path | None, model: str | None, porta
     if backbone is not None and "backbone" in params:
         raise UserError(f"{path}: holds its backbone already; leave --backbone out")
     if backbone is not None:
-        params["backbone"] = weights.load(backbone, parts=("backbone",), backbone=info.backbone).params["backbone"]
+        given = weights.load(backbone, parts=("backbone",))
+        weights.check_belongs(info, given.info, path, backbone)
+        params["backbone"] = given.params["backbone"]
     if "backbone" not in params:
         raise UserError(
-            f"{path}: holds decoder and head of {info.model} without their backbone: name its file with "
+            f"{path}: holds {info.model} without its backbone: name its file with "
             f"--backbone ({info.backbone}_pretrain.pth), or join both once with jdepth.convert --backbone"
         )
     half = jax.default_backend() == "gpu" and not portable

@@ -58,6 +58,12 @@ class Preparation:
             return geometry.resize_cubic(pixels, size)
         return geometry.resize(pixels, size, area=self.shrink_by_area)
 
+    def describe(self) -> str:
+        """In words."""
+        if self.least is not None:
+            return f"images brought to at least {self.least} pixels a side, multiples of {MULTIPLE}, cubic"
+        return f"images brought to about {self.area} pixels" if self.area else "images at their own size"
+
     def _told(self, height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
         logging.warning("image of %d×%d brought to %d×%d for the network", height, width, *size)
         return size

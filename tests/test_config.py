@@ -266,7 +266,7 @@ def test_dry_run_of_the_quickstart(capsys, monkeypatch, tmp_path):
     out = shown(capsys, QUICKSTART)
     for line in ("vit_nano14, full", "trained parameters", "FLOPs per joint step", "checkpoint on disk"):
         assert line in out
-    assert "found: 8192 images" in out and "found: 2048 images" in out
+    assert "found: 16384 images" in out and "found: 2048 images" in out
     assert not list(tmp_path.iterdir()), "a dry run writes nothing"
 
 

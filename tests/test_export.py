@@ -7,7 +7,6 @@ import sys
 
 import numpy as np
 import pytest
-from tiny_config import ROOT
 from tiny_run import call, picture, refused, save_backbone
 
 from jdepth import export, predictor
@@ -78,3 +77,11 @@ def test_refusals(model_file, exported, tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
     assert "is a file" in refused(capsys, export, checkpoint, f"--out={tmp_path / 'file'}")
     assert not (tmp_path / "x").exists()
+
+
+def test_a_size_that_a_family_does_not_take(tmp_path, capsys):
+    from weights_files import depth_anything_shapes, empty_tensors, write_zip
+
+    file = write_zip(tmp_path / "depth_anything_v2_vits.pth", empty_tensors(depth_anything_shapes("s")))
+    line = refused(capsys, export, f"--checkpoint={file}", f"--out={tmp_path}/x", "--size=500x500")
+    assert "--size: 500x500, but depth_anything_v2_vits takes multiples of 14 only" in line

@@ -85,12 +85,25 @@ def test_linear_head_joined_with_its_backbone(tmp_path, capsys):
     head = write_zip(tmp_path / f"{name}_head.pth", scaled(linear_shapes(384, 4)))
     backbone = write_zip(tmp_path / "dinov2_vits14_pretrain.pth", scaled(backbone_shapes("s"), 1))
     dest = tmp_path / "depth.safetensors"
-    assert "without their backbone" in refused(capsys, predict, f"--checkpoint={head}", f"--out={tmp_path}/o", __file__)
+    assert "without its backbone" in refused(capsys, predict, f"--checkpoint={head}", f"--out={tmp_path}/o", __file__)
     assert call(convert, head, dest, "--backbone", backbone) == 0
     depth = jdepth.load(dest)(picture(0, 30, 44)).values
     assert depth.shape == (30, 44) and 0.001 <= depth.min() < depth.max() <= 10
     apart = jdepth.load(head, backbone=backbone)(picture(0, 30, 44)).values
     np.testing.assert_array_equal(apart, depth)
+
+
+def test_an_encoder_of_another_family_is_no_backbone_of_a_head(relative, tmp_path, capsys):
+    """Its shapes are DINOv2's, its features are not."""
+    from jdepth import convert
+
+    name = "dinov2_vits14_nyu_linear4"
+    head = write_zip(tmp_path / f"{name}_head.pth", scaled(linear_shapes(384, 4)))
+    words = f"{relative}: holds {NAME}, but {head} was trained on dinov2_vits14; give that"
+    assert words in refused(capsys, convert, head, tmp_path / "a.safetensors", "--backbone", relative)
+    Image.fromarray(picture(0)).save(tmp_path / "a.png")
+    arguments = (f"--checkpoint={head}", f"--backbone={relative}", f"--out={tmp_path}/o", tmp_path / "a.png")
+    assert words in refused(capsys, predict, *arguments)
 
 
 def test_list_names_every_model(capsys):

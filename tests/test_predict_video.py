@@ -37,7 +37,7 @@ def test_frames_are_read_in_order(clip):
         assert np.abs(frame.astype(int) - smooth(number)).mean() < 6
 
 
-@pytest.mark.parametrize("batch", [1, 2, 8])
+@pytest.mark.parametrize("batch", [1, 2, 100_000])
 def test_a_video(model_file, clip, tmp_path, capsys, batch):
     out = tmp_path / "out"
     arguments = (f"--checkpoint={model_file}", f"--out={out}", f"--batch={batch}", "--frames", clip)
@@ -101,10 +101,17 @@ def test_points(model_file, tmp_path, capsys):
     np.testing.assert_array_equal(vertices["rgb"], picture(1).reshape(-1, 3))
 
 
+def test_flags_that_do_not_fit_what_is_named(model_file, clip, tmp_path, capsys):
+    Image.fromarray(picture(0)).save(tmp_path / "a.png")
+    arguments = (f"--checkpoint={model_file}", f"--out={tmp_path / 'out'}")
+    assert f"--points: is for images; leave {clip} out" in refused(capsys, predict, *arguments, "--points", clip)
+    assert "--frames: is for videos" in refused(capsys, predict, *arguments, "--frames", tmp_path / "a.png")
+
+
 def test_flags_of_points(model_file, tmp_path, capsys):
     Image.fromarray(picture(0)).save(tmp_path / "a.png")
     arguments = (f"--checkpoint={model_file}", f"--out={tmp_path / 'out'}", tmp_path / "a.png")
-    assert "serves point clouds only; add --points" in refused(capsys, predict, *arguments, "--focal=50")
+    assert "serves point clouds only, and needs numbers" in refused(capsys, predict, *arguments, "--focal=50")
     for focal in ("-3", "0", "a", "1,2,3"):
         assert "--focal: " in refused(capsys, predict, *arguments, "--points", f"--focal={focal}")
     assert "--centre: " in refused(capsys, predict, *arguments, "--points", "--centre=5")

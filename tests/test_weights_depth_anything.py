@@ -5,6 +5,8 @@ import json
 import jax
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 from test_weights_dinov2 import KEYS, failure
 from weights_files import depth_anything_shapes, empty_tensors, random_tensors, write_zip
 
@@ -12,7 +14,7 @@ from jdepth import families, weights
 from jdepth.errors import UserError
 from jdepth.models import BACKBONES, depth_model
 from jdepth.models.depth_anything import DECODERS
-from jdepth.weights import depth_anything, mapping
+from jdepth.weights import depth_anything, identify, mapping
 from jdepth.weights.catalogue import DEPTH_ANYTHING_DECODERS, DINOV2_SIZES, MODELS, SPREAD
 
 NAMES = [name for name, model in MODELS.items() if model.family == "depth_anything"]
@@ -138,12 +140,63 @@ def test_configs_that_decide_nothing(neutral, config):
     failure(neutral)
 
 
-def test_config_that_contradicts_the_model_asked_for(neutral):
+def test_config_beside_a_hugging_face_file_must_fit(tmp_path):
+    plan = depth_anything.full_plan("dinov2_vits14", "hugging_face")
+    tensors = {source: np.zeros(entry.shape, np.float32) for entry in plan for source in entry.sources}
+    save_file(tensors, tmp_path / "model.safetensors")
     inner = {"out_indices": [3, 6, 9, 12]}
     config = {"backbone_config": inner, "depth_estimation_type": "metric", "max_depth": 35}
-    (neutral.parent / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="config.json: describes .*max_depth 35"):
-        weights.load(neutral, model=INDOOR)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="config.json: describes .*max_depth 35, .*other ranges are not covered"):
+        weights.load(tmp_path, model=INDOOR)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"max_depth": 80}))
+    assert weights.load(tmp_path).info.model == OUTDOOR
+    with pytest.raises(UserError, match=f"config.json: describes .*max_depth 80, {INDOOR} is another model"):
+        weights.load(tmp_path, model=INDOOR)
+    hostile = {"backbone_config": {"out_features": ["stage" + "9" * 5000]}, "depth_estimation_type": ["metric"]}
+    (tmp_path / "config.json").write_text(json.dumps(hostile))
+    with pytest.raises(UserError, match="config.json: describes"):
+        weights.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", [f"{RELATIVE_V2}_metric_indoor", f"{RELATIVE_V2}_from_{INDOOR}", f"{RELATIVE_V1}_and_{RELATIVE_V2}"]
+)
+def test_names_that_say_two_things_say_nothing(neutral, name):
+    assert "cannot tell which model" in failure(neutral.rename(neutral.with_name(f"{name}.pth")))
+
+
+def test_the_only_model_of_a_size_needs_no_name(tmp_path):
+    assert identify.choose(tmp_path / "a.pth", ["depth_anything_v2_vitg"], None) == "depth_anything_v2_vitg"
+
+
+def test_checkpoints_of_training_hold_it_under_model(tmp_path):
+    content = {"model": empty_tensors(depth_anything_shapes("s")), "optimizer": None, "epoch": 3}
+    assert weights.load(write_zip(tmp_path / "a.pth", content), model=INDOOR).info.model == INDOOR
+    zoe = {"model": {"core.core.pretrained.x": np.zeros(2, np.float32)}, "epoch": 3}
+    assert "a ZoeDepth network" in failure(write_zip(tmp_path / "depth_anything_metric_depth_indoor.pt", zoe))
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"min_depth": 0.0, "max_depth": 20.0}, "says depths from 0.0 to 20.0"),
+        ({"channels": 128}, "says 128 channels"),
+        ({"model": "depth_anything_v2_vitb"}, "says backbone dinov2_vits14"),
+        ({"model": "mine"}, "unknown depth_anything model mine"),
+        ({"family": "other"}, "unknown family other"),
+        ({"family": "dinov2"}, "holds backbone, decoder, depth_head"),
+        ({"input_area": 0}, "input_area = 0"),
+        ({"area_averaged": 1}, "area_averaged = 1"),
+    ],
+)
+def test_converted_files_that_contradict_themselves(tmp_path, neutral, change, words):
+    loaded = weights.load(neutral, model=RELATIVE_V2)
+    weights.save(tmp_path / "a.safetensors", loaded.params, loaded.info)
+    with safe_open(tmp_path / "a.safetensors", "np") as opened:
+        said = json.loads(opened.metadata()["jdepth"])
+    save_file(load_file(tmp_path / "a.safetensors"), tmp_path / "b.safetensors", {"jdepth": json.dumps(said | change)})
+    assert words in failure(tmp_path / "b.safetensors")
 
 
 def test_every_name_and_shape_is_checked(tmp_path):
@@ -165,6 +218,10 @@ def test_every_name_and_shape_is_checked(tmp_path):
 def test_encoder_as_a_backbone_for_training(neutral, tmp_path):
     loaded = weights.load(neutral, parts=("backbone",), backbone="dinov2_vits14")
     assert set(loaded.params) == {"backbone"} and loaded.info.family == "dinov2"
+    for name in ("dinov2_vits14_pretrain", "depth_anything_v2_vitl"):
+        wrong = neutral.rename(tmp_path / f"{name}.pth")
+        assert "is named like" in failure(wrong, parts=("backbone",))
+        neutral = wrong
     named = neutral.rename(tmp_path / f"{RELATIVE_V1}.pth")
     assert weights.load(named, parts=("backbone",)).info.model == RELATIVE_V1
     assert "expected dinov2_vitb14" in failure(named, parts=("backbone",), backbone="dinov2_vitb14")

@@ -31,6 +31,7 @@ __all__ = [
     "Model",
     "Weights",
     "WeightsInfo",
+    "check_belongs",
     "check_destination",
     "fingerprint",
     "flatten",
@@ -75,6 +76,15 @@ def load(
     if backbone not in (None, weights.info.backbone):
         raise UserError(f"{file}: belongs to the backbone {weights.info.backbone}, expected {backbone}")
     return weights
+
+
+def check_belongs(head: WeightsInfo, backbone: WeightsInfo, source: str | Path, path: str | Path) -> None:
+    """Raise UserError unless the backbone in `path` is the one that the head in `source` was trained on.
+
+    An encoder of Depth Anything has the shapes of DINOv2's, and gives other features."""
+    found = backbone.model if backbone.model.startswith("depth_anything") else backbone.backbone
+    if found != head.backbone:
+        raise UserError(f"{path}: holds {found}, but {source} was trained on {head.backbone}; give that")
 
 
 def _contents(weights: Weights) -> str:

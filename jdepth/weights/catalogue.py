@@ -136,6 +136,9 @@ class WeightsInfo:
     max_depth: float | None
     source: str  # file name
     licence: str
+    # Pixels that images are brought to before the network, and whether areas are averaged: of runs of ours.
+    input_area: int | None = None
+    area_averaged: bool = False
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ from jdepth.weights.tree import flatten, unflatten
 METADATA = "jdepth"  # key in the file's metadata
 FORMAT = 1
 SUFFIX = ".safetensors"
-FURTHEST = float(np.finfo(np.float32).max)  # metres; depth is computed in float32
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -102,7 +101,7 @@ def _check_range(info: WeightsInfo, path: Path) -> None:
         return
     # A sigmoid (Depth Anything) may come near 0; the other heads add their smallest depth.
     lowest = low is not None and (low > 0 or (info.family == "depth_anything" and low == 0))
-    if not lowest or high is None or not low < high <= FURTHEST:
+    if not lowest or high is None or not low < high <= dinov2_dpt.FURTHEST:
         raise UserError(
             f"{path}: holds a depth head with min_depth {shown(low)} and max_depth {shown(high)}, expected "
             "finite metres 0 < min_depth < max_depth; convert it again"
@@ -116,13 +115,19 @@ def _dpt_shapes(info: WeightsInfo, path: Path) -> Shapes:
 
 
 def _linear_shapes(info: WeightsInfo, path: Path) -> Shapes:
-    return dinov2_linear.shapes(SIZES[info.backbone].width, _released(info, path).taps)
+    released = _released(info, path)
+    return dinov2_linear.shapes(SIZES[info.backbone].width, released.taps)
 
 
 def _depth_anything_shapes(info: WeightsInfo, path: Path) -> Shapes:
-    channels = _released(info, path).backbone == info.backbone and depth_anything.channels(info.backbone)
-    if info.channels != channels:
+    released = _released(info, path)
+    if info.channels != depth_anything.channels(info.backbone):
         raise UserError(f"{path}: says {info.channels} channels on {info.backbone}, which {info.model} has not")
+    if (info.min_depth, info.max_depth) != (released.min_depth, released.max_depth):
+        raise UserError(
+            f"{path}: says depths from {info.min_depth} to {info.max_depth}, {info.model} has {released.min_depth} to "
+            f"{released.max_depth}; convert it again"
+        )
     return mapping.shapes(depth_anything.plan(info.backbone))
 
 
@@ -130,7 +135,10 @@ def _released(info: WeightsInfo, path: Path) -> Model:
     """The released model that tells what the metadata does not: how many taps, which version."""
     if info.model not in MODELS or MODELS[info.model].family != info.family:
         raise UserError(f"{path}: holds the unknown {info.family} model {shown(info.model)}; convert it again")
-    return MODELS[info.model]
+    released = MODELS[info.model]
+    if released.backbone != info.backbone:
+        raise UserError(f"{path}: says backbone {info.backbone}, {info.model} has {released.backbone}; convert it again")
+    return released
 
 
 _WITH_DECODER = ({"backbone"}, {"decoder", "depth_head"}, {"backbone", "decoder", "depth_head"})
@@ -150,13 +158,17 @@ def _info(text: str, path: Path) -> WeightsInfo:
             raise Fault(f"is a converted file of another format, expected {FORMAT}; convert it again")
         if values.keys() != {field.name for field in fields(WeightsInfo)}:
             raise Fault("is a converted file with incomplete metadata; convert it again")
-        numbers = {"channels": int, "min_depth": (int, float), "max_depth": (int, float)}
+        numbers = {"channels": int, "min_depth": (int, float), "max_depth": (int, float), "input_area": int}
         for name, value in values.items():
+            if name == "area_averaged" and type(value) is bool:
+                continue
             optional = name in numbers and value is None
             if not optional and (not isinstance(value, numbers.get(name, str)) or isinstance(value, bool)):
                 raise Fault(f"is a converted file whose metadata has {name} = {shown(value)}; convert it again")
             if isinstance(value, str) and not value.isprintable():
                 raise Fault(f"is a converted file with control characters in its {name}")
+        if values["input_area"] is not None and values["input_area"] < 1:
+            raise Fault(f"is a converted file with input_area = {values['input_area']}; convert it again")
         if values["backbone"] not in SIZES:
             raise Fault(f"is for the unknown backbone {shown(values['backbone'])}")
         channels = values["channels"]

@@ -111,11 +111,17 @@ def load(tensors: Mapping[str, FileTensor], path: Path, model: str | None) -> tu
     """
     naming = recognise(tensors)
     backbone = _backbone(tensors, naming, path)
-    candidates = [name for name, m in MODELS.items() if (m.family, m.backbone) == ("depth_anything", backbone)]
+    candidates = _candidates(backbone)
     check_official_name(path, candidates)
+    if naming == "hugging_face":
+        config = neighbour_config(path)
+        if "backbone_config" in config and not any(_config_fits(config, MODELS[name]) for name in candidates):
+            raise UserError(
+                f"{path.parent / 'config.json'}: describes {_described(config)}, which is none of "
+                f"{', '.join(candidates)}; models fine-tuned to other ranges are not covered"
+            )
     released = MODELS[choose(path, candidates, model, _config_fits)]
-    config = neighbour_config(path)
-    if "backbone_config" in config and not _config_fits(config, released):
+    if naming == "hugging_face" and "backbone_config" in config and not _config_fits(config, released):
         raise UserError(
             f"{path.parent / 'config.json'}: describes {_described(config)}, {released.name} is another model; "
             "name the right one with --model, or move the file away from this config.json"
@@ -139,6 +145,7 @@ def load_encoder(tensors: Mapping[str, FileTensor], path: Path) -> tuple[dict[st
     need not be known. Decoder and head may be incomplete, since they are not read."""
     naming = recognise(tensors)
     backbone = _backbone(tensors, naming, path)
+    check_official_name(path, _candidates(backbone))
     entries = full_plan(backbone, naming)
     kept = [e if e.target and e.target.startswith("backbone/") else replace(e, target=None) for e in entries]
     flat = take(tensors, kept, path, f"Depth Anything on {backbone} ({naming} names)")
@@ -150,6 +157,10 @@ def load_encoder(tensors: Mapping[str, FileTensor], path: Path) -> tuple[dict[st
 def channels(backbone: str) -> int:
     """Decoder channels of the released models on this backbone."""
     return DEPTH_ANYTHING_DECODERS[_letter(backbone)][0]
+
+
+def _candidates(backbone: str) -> list[str]:
+    return [name for name, m in MODELS.items() if (m.family, m.backbone) == ("depth_anything", backbone)]
 
 
 def _letter(backbone: str) -> str:
@@ -188,18 +199,18 @@ def _config_fits(config: Mapping, released: Model) -> bool:
     last_four = list(range(depth - 3, depth + 1))
     if _taps(inner) != (last_four if released.version == 1 else SPREAD[_letter(released.backbone)]):
         return False
-    metric = config.get("depth_estimation_type", "relative") == "metric"
-    if metric != (released.task == "metric"):
+    kind = config.get("depth_estimation_type", "relative")
+    if kind != released.task:
         return False
-    return not metric or config.get("max_depth") == released.max_depth
+    return kind == "relative" or config.get("max_depth") == released.max_depth
 
 
 def _taps(inner: Mapping) -> list[int] | None:
     """One-based blocks that the decoder takes: "out_indices", or the numbers in "out_features" ("stage9")."""
     stages = inner.get("out_features")
     if inner.get("out_indices") is None and isinstance(stages, list):
-        numbers = [str(stage).removeprefix("stage") for stage in stages]
-        return [int(number) for number in numbers] if all(map(str.isdecimal, numbers)) else None
+        numbers = [re.fullmatch(r"stage([0-9]{1,3})", str(stage)) for stage in stages]
+        return [int(number[1]) for number in numbers] if all(numbers) else None
     return inner.get("out_indices")
 
 

@@ -38,6 +38,7 @@ _RENAMED = (
     (r"^conv_depth\.head\.", "head.head."),
 )
 MAX_CHANNELS = 2048  # released heads have 256
+FURTHEST = float(np.finfo(np.float32).max)  # metres; depth is computed in float32
 
 
 def plan(width: int, channels: int) -> list[Entry]:
@@ -151,17 +152,27 @@ def _load_own(
             "licence": str() as licence,
             "min_depth": float() | int() as low,
             "max_depth": float() | int() as high,
-        } if backbone in SIZES:
+            "input_area": None | int() as area,
+            "area_averaged": bool() as averaged,
+        } if backbone in SIZES and type(area) is not bool and (area is None or area > 0):
             pass
         case _:
             raise UserError(f"{config}: its entry jdepth is not what jdepth writes; export the model again")
-    if not 0 < low < high:
-        raise UserError(f"{config}: has min_depth {low} and max_depth {high}, expected 0 < min_depth < max_depth")
+    if isinstance(low, bool) or isinstance(high, bool) or not 0 < low < high <= FURTHEST:
+        raise UserError(
+            f"{config}: has min_depth {shown(low)} and max_depth {shown(high)}, expected finite metres "
+            "0 < min_depth < max_depth"
+        )
+    if not (name.isprintable() and licence.isprintable()):
+        raise UserError(f"{config}: has control characters in its entry jdepth; export the model again")
     if model not in (None, name):
         raise UserError(f"{path}: holds {shown(name)}, not {model}")
     flat = take(tensors, hugging_face_plan(backbone, channels), path, f"a DPT model on {backbone}")
     flat["depth_head/conv3/bias"] = flat["depth_head/conv3/bias"] - np.float32(low)
-    return flat, WeightsInfo("dinov2_dpt", name, backbone, channels, float(low), float(high), path.name, licence)
+    info = WeightsInfo(
+        "dinov2_dpt", name, backbone, channels, float(low), float(high), path.name, licence, area, averaged
+    )
+    return flat, info
 
 
 def _sizes(found: Mapping[str, FileTensor], path: Path, naming: str) -> tuple[int, int]:

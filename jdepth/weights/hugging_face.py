@@ -12,11 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from jdepth.errors import UserError
 from jdepth.weights import depth_anything, dinov2_dpt, mapping
 from jdepth.weights.catalogue import DEPTH_ANYTHING_DECODERS, MODELS, SIZES, Size, WeightsInfo
+from jdepth.weights.faults import shown
 from jdepth.weights.tree import flatten
 
 LAST_BIAS = "depth_head/conv3/bias"
@@ -44,7 +46,8 @@ def save(folder: str | Path, params: Mapping, info: WeightsInfo, taps: tuple[int
         raise UserError(f"{info.model}: transformers' DPT takes no backbone with registers ({info.backbone})")
     if info.family == "dinov2_dpt" and info.channels != DPT_CHANNELS:
         raise UserError(
-            f"{info.model}: has {info.channels} decoder channels, transformers' DPT has {DPT_CHANNELS}; export it for jax"
+            f"{info.model}: has {info.channels} decoder channels, transformers' DPT has {DPT_CHANNELS}; "
+            "export it for jax"
         )
     there = [name for name in FILES if (folder / name).exists()]
     if there:
@@ -58,18 +61,24 @@ def save(folder: str | Path, params: Mapping, info: WeightsInfo, taps: tuple[int
     config["backbone_config"] = _backbone_config(size, taps, heads, normalised=info.family == "depth_anything")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # The weights last: a folder with a whole model.safetensors is complete.
-        for name, content in (("config.json", config), ("preprocessor_config.json", _preprocessor(info))):
-            (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         temporary = folder / f".model.{os.getpid()}.{secrets.token_hex(4)}"
         try:
+            temporary.touch()
+            mode = temporary.stat().st_mode
             save_file(mapping.give(flat, plan), temporary, {"format": "pt"})
-            temporary.chmod((folder / "config.json").stat().st_mode)  # the library makes private files
+            temporary.chmod(mode)  # the library makes files that only their owner can read
+            # The weights, which are large, first: what follows hardly fails.
             os.replace(temporary, folder / "model.safetensors")
+            for name, content in (("preprocessor_config.json", _preprocessor(info)), ("config.json", config)):
+                (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        except BaseException:
+            for name in FILES:
+                (folder / name).unlink(missing_ok=True)
+            raise
         finally:
             temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); check free space and permissions") from None
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder}: cannot be written ({shown(error)}); check free space and permissions") from None
 
 
 def _backbone_config(size: Size, taps: tuple[int, ...], heads: int, normalised: bool) -> dict:
@@ -115,6 +124,8 @@ def _dpt_config(info: WeightsInfo) -> dict:
             "min_depth": info.min_depth,
             "max_depth": info.max_depth,
             "licence": info.licence,
+            "input_area": info.input_area,
+            "area_averaged": info.area_averaged,
         },
     }
 

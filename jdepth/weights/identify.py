@@ -14,15 +14,17 @@ _OFFICIAL_NAME = re.compile(
     r"(?<![a-z0-9])(?:(?P<backbone>dinov2_vit[sblg]14)"
     r"(?:(?P<registers>_reg4?)?_pretrain|_(?P<head>(?:nyu|kitti)_(?:dpt|linear4?))_head)"
     r"|(?P<depth_anything>depth_anything_(?:vit[sbl]14|v2_vit[sblg]|v2_metric_(?:hypersim|vkitti)_vit[sbl])))"
-    r"(?![a-z0-9])"
+    r"(?![a-z0-9]|_metric)"  # a fine-tuned model may be named after the one it started from
 )
 
 
 def official_name(path: Path) -> str | None:
-    """The model that a file name such as dinov2_vits14_nyu_dpt_head.pth stands for, if any."""
-    match = _OFFICIAL_NAME.search(path.name)
-    if match is None:
-        return None
+    """The model that a file name such as dinov2_vits14_nyu_dpt_head.pth stands for, if any, and only one."""
+    names = {_name(match) for match in _OFFICIAL_NAME.finditer(path.name)}
+    return names.pop() if len(names) == 1 else None
+
+
+def _name(match: re.Match) -> str:
     if match["depth_anything"]:
         return match["depth_anything"]
     if match["head"]:
@@ -68,6 +70,8 @@ def choose(
         return model
     if named in candidates:
         return named
+    if len(candidates) == 1:
+        return candidates[0]
     config = neighbour_config(path)
     if config.get("model") in candidates:
         return config["model"]

@@ -57,7 +57,11 @@ def state_dict(content: object) -> dict[str, FileTensor]:
     """The named tensors of what a checkpoint holds, or a Fault that says what it holds instead."""
     if not isinstance(content, dict):
         raise Fault(f"holds a {type(content).__name__}, expected a dictionary of named tensors")
+    # "model": as ZoeDepth and Depth Anything V2 save while they train.
     found = content.get("state_dict", content)
+    inner = content.get("model")
+    if found is content and isinstance(inner, dict) and all(isinstance(value, FileTensor) for value in inner.values()):
+        found = inner or content
     if not isinstance(found, dict):
         raise Fault(f"its state_dict is a {type(found).__name__}, expected a dictionary of named tensors")
     others = [str(name) for name, value in found.items() if type(name) is not str or not isinstance(value, FileTensor)]
