@@ -1,7 +1,7 @@
 """Your own photographs with depth, and labels beside them, at a size that a laptop trains.
 
 Command:  python -m jdepth.main --config configs/folder.py \
-              --config.data.depth.path=my/dataset.json --config.data.auxiliary.path=my/dataset.json
+              --config.data.depth.path=mine/dataset.json --config.data.auxiliary.path=mine/dataset.json
           With --config.init_from=runs/quickstart the backbone starts from rendered rooms, which helps a little.
 Data:     one or two description files (README, "Your own data").
 Hardware: 2 CPU cores, about 15 minutes.

@@ -31,8 +31,8 @@ def convert(
     model: str | None = None,
     backbone: str | Path | None = None,
     overwrite: bool = False,
-) -> weights.WeightsInfo:
-    """Write `source` to `dest` (.safetensors) in our names and return what it is.
+) -> weights.Weights:
+    """Write `source` to `dest` (.safetensors) in our names and return what was written.
 
     `backbone`: join a depth head with this backbone's weights into one complete depth model.
     `model`: a key of `weights.MODELS` where the file leaves it open. An existing `dest` is an error
@@ -46,7 +46,7 @@ def convert(
     if backbone is not None:
         loaded = _join(loaded, weights.load(backbone, parts=("backbone",)), source, backbone)
     weights.save(dest, loaded.params, loaded.info)
-    return loaded.info
+    return loaded
 
 
 def _join(head: weights.Weights, backbone: weights.Weights, source: str | Path, path: str | Path) -> weights.Weights:
@@ -96,11 +96,13 @@ def main(values: flags.FlagValues, arguments: list[str]) -> None:
     if len(arguments) != 2:
         raise UserError(f"expected SOURCE and DEST, got {len(arguments)} arguments (see --help)")
     source, dest = arguments
-    info = convert(source, dest, values.model, values.backbone, values.overwrite)
+    written = convert(source, dest, values.model, values.backbone, values.overwrite)
+    info = written.info
     size = Path(dest).stat().st_size / 1e6
     depth = "" if info.max_depth is None else f", depth {info.min_depth:g} to {info.max_depth:g} m"
     depth += ", relative disparity" if info.family == "depth_anything" and info.max_depth is None else ""
-    print(f"{dest}: {info.model} on {info.backbone}{depth}, {size:.1f} MB, licence {info.licence}")
+    lacks = "" if "backbone" in written.params else ", without its backbone (--backbone joins it)"
+    print(f"{dest}: {info.model} on {info.backbone}{depth}{lacks}, {size:.1f} MB, licence {info.licence}")
 
 
 if __name__ == "__main__":

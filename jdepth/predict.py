@@ -26,7 +26,7 @@ USAGE = """Predict depth of images and videos.
   python -m jdepth.predict --checkpoint dinov2_vits14_nyu.safetensors 'photos/*.jpg' --out depth
   python -m jdepth.predict --checkpoint depth_anything_v2_vits.pth clip.mp4 --out depth
 
-For each image NAME three files are written, and sheet.png with all of them:
+For each image NAME three files are written, and for several sheet.png with all of them:
   NAME_depth.png   16-bit, metres = value / scale (the scale is in the file's text and is printed)
   NAME_depth.npy   (H, W) float32, metres
   NAME_colour.png  false colours, near is warm, with a legend

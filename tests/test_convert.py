@@ -152,7 +152,7 @@ def test_a_joined_model_cannot_be_joined_again(backbone, head, tmp_path, capsys)
 def test_hugging_face_folder(tmp_path):
     tensors = hugging_face(random_tensors(backbone_shapes("s")))
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
-    info = convert.convert(tmp_path, tmp_path / "ours.safetensors")
+    info = convert.convert(tmp_path, tmp_path / "ours.safetensors").info
     assert info.backbone == "dinov2_vits14" and info.source == "model.safetensors"
     kernel = weights.load(tmp_path / "ours.safetensors").params["backbone"]["blocks_0"]["mlp"]["fc1"]["kernel"]
     assert np.array_equal(kernel, tensors["encoder.layer.0.mlp.fc1.weight"].T)

@@ -98,7 +98,10 @@ def _locate(path: Path) -> Path:
     for name in FOLDER_FILES:
         if (path / name).is_file():
             return path / name
-    raise UserError(f"{path}: is a folder without weights, expected one of {', '.join(FOLDER_FILES)} in it")
+    raise UserError(
+        f"{path}: is a folder without weights, expected one of {', '.join(FOLDER_FILES)} in it (or a run's workdir, "
+        "where a run is asked for)"
+    )
 
 
 @contextmanager

@@ -246,7 +246,7 @@ def test_depth_model_joined_from_official_files(tmp_path):
     for as_zip in (True, False):
         torch.save(content, head_file, _use_new_zipfile_serialization=as_zip)
         torch.save(official_backbone(parts), backbone_file, _use_new_zipfile_serialization=as_zip)
-        info = convert.convert(head_file, tmp_path / "depth.safetensors", backbone=backbone_file, overwrite=True)
+        info = convert.convert(head_file, tmp_path / "depth.safetensors", backbone=backbone_file, overwrite=True).info
         assert (info.model, info.max_depth) == (f"{backbone}_nyu_dpt", 10.0)
         params = weights.load(tmp_path / "depth.safetensors").params
         marks.add(weights.fingerprint(params))
