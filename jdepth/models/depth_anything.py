@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jdepth.models import resize
 from jdepth.models.dpt import Expand, Fusion
-from jdepth.models.heads import Regress
+from jdepth.models.heads import one_value
 from jdepth.models.layers import Conv3x3, Linear, pytorch_uniform
 
 
@@ -72,11 +71,6 @@ class DepthAnythingHead(nn.Module):
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
-        half = self.channels // 2
-        init = pytorch_uniform(9 * self.channels)
-        x = Conv3x3(half, dtype=self.dtype, kernel_init=init, bias_init=init, name="conv1")(features)
-        x = resize.bilinear(x, (x.shape[1] * 14 // 8, x.shape[2] * 14 // 8), align_corners=True)
-        init = pytorch_uniform(9 * half)
-        x = nn.relu(Conv3x3(32, dtype=self.dtype, kernel_init=init, bias_init=init, name="conv2")(x))
-        x = Regress(name="conv3")(x)
+        size = features.shape[1] * 14 // 8, features.shape[2] * 14 // 8
+        x = one_value(features, size, self.channels, self.dtype)
         return nn.relu(x) if self.max_depth is None else nn.sigmoid(x) * self.max_depth

@@ -28,14 +28,19 @@ class DepthHead(nn.Module):
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
-        half = self.channels // 2
-        init = pytorch_uniform(9 * self.channels)
-        x = Conv3x3(half, dtype=self.dtype, kernel_init=init, bias_init=init, name="conv1")(features)
-        x = resize.bilinear(x, (2 * x.shape[1], 2 * x.shape[2]), align_corners=True)
-        init = pytorch_uniform(9 * half)
-        x = nn.relu(Conv3x3(32, dtype=self.dtype, kernel_init=init, bias_init=init, name="conv2")(x))
-        x = Regress(name="conv3")(x)
-        return nn.relu(x) + self.min_depth
+        size = 2 * features.shape[1], 2 * features.shape[2]
+        return nn.relu(one_value(features, size, self.channels, self.dtype)) + self.min_depth
+
+
+def one_value(features: jax.Array, size: tuple[int, int], channels: int, dtype) -> jax.Array:
+    """(B, H, W, channels) -> (B, *size) before the last activation; makes conv1, conv2, conv3 in the calling module."""
+    half = channels // 2
+    init = pytorch_uniform(9 * channels)
+    x = Conv3x3(half, dtype=dtype, kernel_init=init, bias_init=init, name="conv1")(features)
+    x = resize.bilinear(x, size, align_corners=True)
+    init = pytorch_uniform(9 * half)
+    x = nn.relu(Conv3x3(32, dtype=dtype, kernel_init=init, bias_init=init, name="conv2")(x))
+    return Regress(name="conv3")(x)
 
 
 class Regress(nn.Module):

@@ -28,7 +28,7 @@ _DAMAGE = (
     LookupError,
     ArithmeticError,
     EOFError,
-    RuntimeError,  # zipfile on encrypted records; RecursionError; NotImplementedError
+    RuntimeError,  # zipfile on encrypted records and unknown compression; too deep a recursion
     struct.error,
     zipfile.BadZipFile,
     zlib.error,
