@@ -45,7 +45,7 @@ def get_config():
                     "augmentation": {"scale": (140, 112), "crop": SIZE, "canvas": SIZE},
                 },
             },
-            evaluate={"protocol": "whole", "input_size": SIZE, "every": 100, "batch": 4},
+            evaluate={"split": "val", "protocol": "whole", "input_size": SIZE, "every": 100, "batch": 4},
             checkpoint={"every": 50},
             log={"every": 10},
         )

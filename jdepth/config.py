@@ -28,7 +28,7 @@ AT_LEAST = {
     "steps": 1, "batch.depth": 1, "batch.auxiliary": 0, "seed": 0, "decoder.channels": 2,
     "log.every": 1, "checkpoint.every": 1, "evaluate.every": 1, "evaluate.batch": 1,
     "evaluate.during_limit": 1, "evaluate.limit": 0, "evaluate.pictures": 0, "evaluate.rooms": 0,
-    "data.workers": 0, "data.depth.limit": 0, "data.auxiliary.limit": 0, "data.depth.rooms": 0,
+    "data.workers": 0, "data.depth.fraction_seed": 0, "data.depth.limit": 0, "data.auxiliary.limit": 0, "data.depth.rooms": 0,
     "data.auxiliary.rooms": 0, "loss.silog": 0, "loss.gradient": 0, "loss.silog_group": 1,
     "optimizer.clip": 0, "optimizer.rate": 0, "optimizer.weight_decay": 0, "backbone.lr_ratio": 0,
     "gamma": 0, "beta": 0, "depth_range.min": 0, "data.depth.augmentation.rotate_degrees": 0,
@@ -38,7 +38,7 @@ AT_LEAST = {
 # Steps are counted in 32 bits on the device.
 AT_MOST = {"steps": 2**31 - 1}
 SHARES = (
-    "alpha", "loss.silog_warmup_fraction", "optimizer.warmup_fraction", "optimizer.warmup_ratio",
+    "alpha", "data.bad_share", "data.depth.fraction", "loss.silog_warmup_fraction", "optimizer.warmup_fraction", "optimizer.warmup_ratio",
     "optimizer.final_ratio", "optimizer.beta1_turn",
     "data.depth.augmentation.rotate_probability", "data.depth.augmentation.flip_probability",
     "data.depth.augmentation.colour_probability", "data.auxiliary.augmentation.flip_probability",
@@ -61,10 +61,12 @@ INTERVALS = (
     "data.auxiliary.augmentation.ratio", "data.auxiliary.augmentation.contrast",
     "data.auxiliary.augmentation.saturation",
 )  # fmt: skip
+# Draws of each member of a mixture.
+WEIGHTS = "data.auxiliary.weights"
 KINDS = {float: "a number", int: "a whole number", bool: "True or False", str: "a text", tuple: "a list of numbers"}
 # A run may go on with other values of these; everything else is fixed by its first start.
 FREE_TO_CHANGE = (
-    "workdir", "log", "data.workers", "data_dir", "evaluate.pictures", "evaluate.batch",
+    "workdir", "log", "data.workers", "data.bad_share", "data_dir", "evaluate.pictures", "evaluate.batch",
     # Files that only the first start reads; a frozen backbone is recognised by its fingerprint.
     "init_from", "backbone.weights",
 )  # fmt: skip
@@ -164,6 +166,8 @@ def _check_tuples(given: Mapping[str, Any]) -> None:
         value = given[key]
         if len(value) != 2 or not 0 <= value[0] <= value[1]:
             raise UserError(f"config.{key}: {value!r} must be a lowest and a highest number, both at least 0")
+    if not all(value > 0 for value in given[WEIGHTS]):
+        raise UserError(f"config.{WEIGHTS}: {given[WEIGHTS]!r} must be numbers above 0, one per member, or ()")
     key = "data.depth.augmentation.fixed_crop"
     value = given[key]
     if value and not (

@@ -14,10 +14,6 @@ from jdepth.models import depth_model
 
 Config = Mapping[str, Any]
 # Images of the published evaluation sets, for the evaluation's share where they are absent.
-PUBLISHED_IMAGES = {
-    "nyu": 654, "sun": 5050, "matterport": 19_200, "taskonomy": 498_000, "diode_indoor": 325,
-    "diode_outdoor": 446, "kitti": 652,
-}  # fmt: skip
 # Size of the published evaluation images, likewise.
 PUBLISHED_SIZE = (480, 640)
 
@@ -124,7 +120,8 @@ def _evaluation_images(config: Config) -> int:
     try:
         return len(inputs.depth_source(config, config["evaluate"]["split"]))
     except UserError:
-        return PUBLISHED_IMAGES.get(name, config["evaluate"]["during_limit"])
+        published = sources.raw_set(name).counts if name in sources.RAW_SETS else {}
+        return published.get(config["evaluate"]["split"], config["evaluate"]["during_limit"])
 
 
 def data_report(config: Config) -> list[str]:
@@ -132,9 +129,8 @@ def data_report(config: Config) -> list[str]:
     lines, absent = [], inputs.missing(config)
     inputs.protocol(config)  # an unknown protocol is a mistake here too
     for number, (name, source) in enumerate(inputs.opened(config)):
-        if name in sources.DESCRIBED and name in absent:
-            expected = f"{config['data_dir']}/{name}/dataset.json"
-            state = f"missing: write {expected} for your copy (README, 'Your own data')"
+        if name in absent:
+            state = f"missing: python -m jdepth.prepare {name} --raw DIR --out {config['data_dir']}"
         elif isinstance(source, UserError):
             state = f"not usable: {source}"
         else:

@@ -148,9 +148,13 @@ def _score(model: "Predictor", source, protocol: "Protocol", values: flags.FlagV
         protocol, bring = dataclasses.replace(protocol, resize=None), model.preparation
     limits = (None, None) if relative else (low, min(high, model.max_depth))
     forward = scoring.depth_forward(model.model, *limits, protocol.flip, model.align_corners)
+    program = scoring.programs(forward, model.name)
 
-    def disparity(*arguments):
-        predicted = forward(*arguments)
+    def depth(params, images, size):
+        return program(params, images, size)(params, images)
+
+    def disparity(params, images, size):
+        predicted = depth(params, images, size)
         return predicted if relative else 1 / predicted
 
     def batches(size, bring=None):
@@ -158,7 +162,7 @@ def _score(model: "Predictor", source, protocol: "Protocol", values: flags.FlagV
 
     total = min(values.limit or len(source), len(source))
     scores = scoring.score_depth(
-        disparity if align else forward,
+        disparity if align else depth,
         model.params,
         batches(values.batch, bring),
         total_images=total,

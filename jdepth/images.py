@@ -1,5 +1,6 @@
 """Images as people have them, read into upright RGB arrays; damaged and hostile files are told, never run."""
 
+import logging
 import math
 import struct
 import zlib
@@ -24,13 +25,16 @@ _DAMAGE = (
     zlib.error,
     Image.DecompressionBombError,
 )
+# Formats of several pictures that are alike. Others keep previews, layers or gain maps beside the one picture.
+_SERIES = {"GIF": "frames", "PNG": "frames", "WEBP": "frames", "TIFF": "pages"}
 
 
 def read_image(image) -> np.ndarray:
     """(H, W, 3) uint8 RGB of a path, Pillow image or array; upright as its EXIF tag says.
 
     Grey is repeated, alpha dropped, and of 16 bits the upper eight are taken, as in training. Raises
-    UserError for anything else, such as floating-point pixels, whose range nothing tells.
+    UserError for anything else, such as floating-point pixels, whose range nothing tells. Of an animation
+    or a file of several pages the first one, which is logged.
     """
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
@@ -42,13 +46,27 @@ def read_image(image) -> np.ndarray:
         raise UserError(f"image of type {type(image).__name__}: expected a path, a Pillow image or a NumPy array")
     try:
         with Image.open(image) as opened:
-            return _pixels(opened, str(image))
+            pixels = _pixels(opened, str(image))
+            if (count := _count(opened)) > 1:
+                logging.warning("%s: the first of %d %s is used", image, count, _SERIES[opened.format])
+            return pixels
     except FileNotFoundError as error:
         raise UserError(f"{image}: no such file") from error
     except UnidentifiedImageError as error:
         raise UserError(f"{image}: not an image file") from error
+    except Image.DecompressionBombError as error:
+        most = 2 * Image.MAX_IMAGE_PIXELS // 10**6
+        raise UserError(f"{image}: has more than {most} megapixels; make it smaller") from error
     except _DAMAGE as error:
         raise UserError(f"{image}: not a readable image ({error})") from error
+
+
+def _count(image: Image.Image) -> int:
+    """Pictures in an opened file; 1 where a later one is damaged, which does not matter to the first."""
+    try:
+        return image.n_frames if image.format in _SERIES else 1
+    except _DAMAGE:
+        return 1
 
 
 def _pixels(image: Image.Image, name: str) -> np.ndarray:

@@ -6,25 +6,22 @@ from functools import partial
 from typing import Any
 
 from jdepth.data import protocols, sources, streams, transforms
-from jdepth.data.sources.subset import Subset
+from jdepth.data.sources.subset import Part, Subset
 from jdepth.errors import UserError
 
 Config = Mapping[str, Any]
 
-# Classes of the paper's auxiliary sets and, assumed, of any other set: for a dry run without them.
-PAPER_CLASSES = {
-    "ade20k": 150, "sun37": 37, "cityscapes34": 34, "coco_stuff": 171, "voc21": 21, "context59": 59,
-}  # fmt: skip
+# Classes of a set that is not published and not there, for a dry run.
 ASSUMED_CLASSES = 100
 
 
 def check(config: Config) -> None:
     """Raise UserError naming every data set that is not there, or where the evaluation protocol does not fit."""
     depth = config["data"]["depth"]["name"]
-    if depth in sources.MIXTURES:
+    if sources.is_mixture(depth):
         raise UserError(f"config.data.depth.name: {depth} is a mixture for the auxiliary task; name one data set")
     auxiliary = config["data"]["auxiliary"]
-    if auxiliary["path"] and auxiliary["name"] in sources.MIXTURES and uses_auxiliary(config):
+    if auxiliary["path"] and sources.is_mixture(auxiliary["name"]) and uses_auxiliary(config):
         raise UserError(
             f"config.data.auxiliary.path: {auxiliary['name']} is a mixture, whose members have their own "
             "descriptions; set config.data.auxiliary.name=folder to use this one"
@@ -37,7 +34,8 @@ def check(config: Config) -> None:
     chosen = protocol(config)
     absent = missing(config)
     if absent:
-        raise sources.missing_error(absent, config["data_dir"])
+        mixture = auxiliary_names(config) if config["data"]["depth"]["name"] not in absent else ()
+        raise sources.missing_error(absent, config["data_dir"], mixture)
     # One image tells whether the protocol's crop is meant for this set, long before the first evaluation.
     item = depth_source(config, config["evaluate"]["split"])[0]
     protocols.valid_mask(chosen, protocols.prepare(chosen, item["image"], item["depth"])[1])
@@ -91,13 +89,24 @@ def _open(config: Config, given: Config, name: str, split: str, rooms: int, limi
     return Subset(source, limit) if limit and limit < len(source) else source
 
 
+def _fraction(source, fraction: float, seed: int):
+    """About a share of a source by the hash of its ids; all of it where that is 1."""
+    if fraction == 1:
+        return source
+    part = Part(source, fraction, seed)
+    if not len(part):
+        raise UserError(f"config.data.depth.fraction: {fraction:g} of {len(source)} images leaves none")
+    return part
+
+
 def depth_source(config: Config, split: str | None = None):
     """The depth set: its training split, or the `split` to evaluate on, with evaluation's number of images."""
     given = config["data"]["depth"]
     numbers = config["evaluate"] if split else given
-    return _open(
+    source = _open(
         config, given, given["name"], split or given["split"], numbers["rooms"], numbers["limit"], ("depth",)
     )
+    return source if split else _fraction(source, given["fraction"], given["fraction_seed"])
 
 
 def auxiliary_sources(config: Config, split: str | None = None) -> list:
@@ -107,8 +116,7 @@ def auxiliary_sources(config: Config, split: str | None = None) -> list:
 
 def auxiliary_names(config: Config) -> tuple[str, ...]:
     """Data sets of the auxiliary mixture, in the order of their ids."""
-    name = config["data"]["auxiliary"]["name"]
-    return sources.MIXTURES.get(name, (name,))
+    return sources.members(config["data"]["auxiliary"]["name"])
 
 
 def _auxiliary_source(config: Config, member: str, split: str | None = None):
@@ -142,7 +150,7 @@ def member_augmentations(config: Config) -> tuple[transforms.AuxiliaryAugmentati
     A config whose scale or crop is not the released one keeps it for every member.
     """
     given, released = auxiliary_augmentation(config), transforms.AuxiliaryAugmentation()
-    mixed = config["data"]["auxiliary"]["name"] in sources.MIXTURES
+    mixed = sources.is_mixture(config["data"]["auxiliary"]["name"])
 
     def own(member: str) -> transforms.AuxiliaryAugmentation:
         changes = transforms.MEMBER_CHANGES.get(member, {}) if mixed else {}
@@ -162,7 +170,8 @@ def auxiliary_stream(config: Config, split: str | None = None) -> streams.Auxili
     if not uses_auxiliary(config):
         return None
     members = auxiliary_sources(config, split)
-    return streams.AuxiliaryStream(tuple(members), member_augmentations(config), config["task"])
+    weights = _optional(config["data"]["auxiliary"]["weights"])
+    return streams.AuxiliaryStream(tuple(members), member_augmentations(config), config["task"], weights)
 
 
 def protocol(config: Config) -> protocols.Protocol:
@@ -192,6 +201,10 @@ def class_counts(config: Config) -> tuple[int, ...]:
     if config["task"] == "reconstruction":
         return (3,) * len(auxiliary_names(config))
     return tuple(
-        PAPER_CLASSES.get(name, ASSUMED_CLASSES) if isinstance(source, UserError) else len(source.classes)
+        len(_published_classes(name)) or ASSUMED_CLASSES if isinstance(source, UserError) else len(source.classes)
         for name, source in opened(config)[1:]
     )
+
+
+def _published_classes(name: str) -> tuple[str, ...]:
+    return sources.raw_set(name).classes if name in sources.RAW_SETS else ()

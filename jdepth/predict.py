@@ -6,7 +6,8 @@
 import glob
 import sys
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -137,10 +138,13 @@ class _Command:
 
     def images(self, paths: list[Path], names: dict[Path, str]) -> None:
         """Predict images, in batches of one size."""
+        from PIL import Image
         from tqdm import tqdm
 
         from jdepth import results
 
+        # Below Pillow's limit they are predicted, above it read_image says so.
+        warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
         sheet, began, done, full = results.Sheet(), time.perf_counter(), 0, set()
         with tqdm(total=len(paths), unit="image", disable=None, leave=False) as bar:
             for group in self._groups(paths, bar):
@@ -165,13 +169,13 @@ class _Command:
                         left = (len(paths) - seen) / rate
                         bar.write(f"{seen}/{len(paths)}  {line}  {rate:.2f} images/s  ETA {left:.0f} s")
                 except OSError as error:
-                    raise UserError(f"--out: cannot write to {self.folder} ({error.strerror})") from error
+                    raise UserError(f"--out: cannot write to {self.folder} ({error.strerror or error})") from error
                 bar.update(len(group))
         if done > 1:
             sheet.write(self.folder / "sheet.png")
 
     def _groups(self, paths: list[Path], bar) -> Iterator[list[tuple[Path, "np.ndarray"]]]:
-        """Images of one size, as many as --batch; those left over at the end in smaller groups."""
+        """Images of one size, as many as --batch, or as memory takes; those left over at the end in smaller groups."""
         from jdepth.images import read_image
 
         waiting: dict[tuple, list] = {}
@@ -185,7 +189,7 @@ class _Command:
                 continue
             group = waiting.setdefault(pixels.shape, [])
             group.append((path, pixels))
-            if len(group) == self.values.batch:
+            if len(group) == self.values.batch or _crowded(p for group in waiting.values() for _, p in group):
                 yield waiting.pop(pixels.shape)
             elif sum(map(len, waiting.values())) > 4 * self.values.batch:  # many sizes: not all images in memory
                 yield waiting.pop(next(iter(waiting)))
@@ -259,11 +263,19 @@ class _Command:
             print(f"warning: {path}: {done} of {about.frames} frames could be decoded", file=sys.stderr)
 
 
+def _crowded(arrays: "Iterable[np.ndarray]") -> bool:
+    """Whether as many bytes are held as are left: results and the network need the rest."""
+    from jdepth import memory
+
+    left = memory.free_on_host()
+    return left is not None and sum(array.nbytes for array in arrays) > left
+
+
 def _chunks(frames: Iterator, size: int) -> Iterator[list]:
     chunk = []
     for frame in frames:
         chunk.append(frame)
-        if len(chunk) == size:
+        if len(chunk) == size or _crowded(chunk):
             yield chunk
             chunk = []
     if chunk:

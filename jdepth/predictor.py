@@ -3,7 +3,6 @@
 A path is a run's workdir (its best parameters) or a converted file that holds a complete depth model.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdepth import config as config_module
-from jdepth import families, memory, scoring
+from jdepth import families, scoring
 from jdepth.errors import UserError
 from jdepth.images import read_image
 from jdepth.models import attention, depth_model
@@ -22,10 +21,6 @@ from jdepth.models.depth_model import DepthModel
 from jdepth.preparation import Preparation
 from jdepth.weights.catalogue import WeightsInfo
 
-# Each image size has compiled code of its own, 20 MB and more: a folder of photos, each cropped by hand, adds up.
-MOST_COMPILED = 32
-# Per pixel of the result: the map on the device and here, and what is made of it to be written and looked at.
-HOST_BYTES = 40
 METRIC, RELATIVE = "metric depth", "relative disparity"
 
 
@@ -73,7 +68,7 @@ class Predictor:
     align_corners: bool = False
     clamp: bool = True
     config: Mapping[str, Any] | None = None
-    _compiled: dict = field(default_factory=dict, repr=False)
+    _programs: dict = field(default_factory=dict, repr=False)
 
     @property
     def min_depth(self) -> float | None:
@@ -97,8 +92,8 @@ class Predictor:
           image: path, Pillow image, or (H, W, 3) uint8 RGB array; see `read_image`.
           flip: average with the prediction for the mirror image.
 
-        Compiles once per image size and keeps the last `MOST_COMPILED` sizes. Raises UserError for what is not an
-        image.
+        Compiles once per image size and keeps the last `scoring.MOST_COMPILED` sizes. Raises UserError for what is
+        not an image, and where the program needs more memory than is free.
         """
         return self.batch([image], flip)[0]
 
@@ -113,31 +108,20 @@ class Predictor:
         inputs = [self.preparation(image) for image in pixels]
         rows = max(rows or 0, len(inputs))
         shape = jax.ShapeDtypeStruct((rows, *inputs[0].shape), inputs[0].dtype)
-        forward = self._forward(flip, shape, size)
+        program = self._program(flip)(self.params, shape, size)
         inputs += [inputs[-1]] * (rows - len(inputs))
-        maps = np.asarray(forward(self.params, jnp.asarray(np.stack(inputs))), np.float32)[: len(pixels)]
+        maps = np.asarray(program(self.params, jnp.asarray(np.stack(inputs))), np.float32)[: len(pixels)]
         if not np.isfinite(maps).all():
             raise UserError(f"{self.name}: predicts values that are not finite; are its weights damaged?")
         return [Prediction(values, self.kind) for values in maps]
 
-    def _forward(self, flip: bool, batch: jax.ShapeDtypeStruct, size: tuple[int, int]) -> Callable:
-        """The compiled program for such batches. UserError where it needs more memory than is free."""
-        key = flip, batch.shape, size
-        if key not in self._compiled:
-            if len(self._compiled) >= MOST_COMPILED:
-                del self._compiled[next(iter(self._compiled))]
+    def _program(self, flip: bool) -> Callable:
+        """The `scoring.programs` of this model."""
+        if flip not in self._programs:
             limits = (self.min_depth, self.max_depth) if self.clamp else (None, None)
             forward = scoring.depth_forward(self.model, *limits, flip, self.align_corners)
-            program = forward.lower(self.params, batch, size).compile()
-            needed = program.memory_analysis().temp_size_in_bytes + HOST_BYTES * batch.shape[0] * math.prod(size)
-            free = memory.free()
-            if free is not None and needed > free:
-                raise UserError(
-                    f"{batch.shape[0]} × {size[0]}x{size[1]} pixels need {needed / 2**30:.1f} GiB in {self.name}, and "
-                    f"{free / 2**30:.1f} GiB are free; take a smaller --batch, a smaller image or a smaller model"
-                )
-            self._compiled[key] = program
-        return self._compiled[key]
+            self._programs[flip] = scoring.programs(forward, self.name)
+        return self._programs[flip]
 
 
 def load(

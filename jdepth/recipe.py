@@ -67,12 +67,17 @@ RELEASED: dict[str, Any] = {
     },
     "data": {
         "workers": 0,  # processes that read and augment; 0 = threads of this one
+        # Share of a set's items that may be damaged: each is replaced by the next one, and told.
+        "bad_share": 0.001,
         "depth": {
             "name": "nyu",
             "path": "",  # description file of a folder source
             "split": "train",
             # At most so many images, a fixed subset by hash of the id; 0 = all.
             "limit": 0,
+            # About this share of the images, chosen by a hash of the id and this seed.
+            "fraction": 1.0,
+            "fraction_seed": 0,
             # Number of rooms and their height and width: only for name="rooms".
             "rooms": 0,
             "rooms_size": (),
@@ -92,7 +97,9 @@ RELEASED: dict[str, Any] = {
             },
         },
         "auxiliary": {
-            "name": "mix6",
+            "name": "mix6",  # or names joined by +
+            # One number per member: independent draws; () = each image of the union once per epoch.
+            "weights": (),
             "path": "",
             "split": "train",
             "eval_split": "",  # held-out auxiliary metrics; "" = none
@@ -116,7 +123,7 @@ RELEASED: dict[str, Any] = {
         },
     },
     "evaluate": {
-        "split": "val",
+        "split": "test",
         "protocol": "nyu",
         # Height, width of the network's input; () = native.
         "input_size": (),
@@ -131,6 +138,48 @@ RELEASED: dict[str, Any] = {
     "checkpoint": {"every": 800},
     "log": {"every": 50, "tensorboard": True},
 }
+
+
+# The released recipe on the paper's other depth sets, as changes of it. What the paper leaves open (SUN RGB-D's and
+# Matterport3D's sizes, Taskonomy's crop, ranges) is chosen as README says, section "Choices".
+_NO_FIXED_CROP = {"fixed_crop": ()}
+_FIRST_480x640 = {"fixed_crop": (), "resize": (480, 640)}
+DEPTH_SETS: dict[str, dict[str, Any]] = {
+    "nyu": {},
+    "sun": {
+        "data": {"depth": {"name": "sun", "augmentation": _FIRST_480x640}},
+        "evaluate": {"protocol": "sun"},
+    },
+    "matterport": {
+        "steps": 76_800,
+        "data": {"depth": {"name": "matterport", "augmentation": _FIRST_480x640}},
+        "evaluate": {"protocol": "matterport", "split": "val"},
+    },
+    "taskonomy": {
+        "batch": {"depth": 16, "auxiliary": 16},
+        "data": {"depth": {"name": "taskonomy", "fraction": 0.1, "augmentation": _NO_FIXED_CROP | {"crop": (416, 512)}}},
+        "evaluate": {"protocol": "taskonomy", "split": "val"},
+    },
+    "diode_indoor": {
+        "data": {"depth": {"name": "diode_indoor", "augmentation": _NO_FIXED_CROP}},
+        "evaluate": {"protocol": "diode_indoor", "split": "val"},
+    },
+    "diode_outdoor": {
+        "depth_range": {"max": 80.0},
+        "data": {"depth": {"name": "diode_outdoor", "augmentation": _NO_FIXED_CROP}},
+        "evaluate": {"protocol": "diode_outdoor", "split": "val"},
+    },
+    "kitti": {
+        "depth_range": {"max": 80.0},
+        "data": {
+            "depth": {
+                "name": "kitti",
+                "augmentation": {"fixed_crop": (), "kb_crop": True, "crop": (352, 704), "brightness": (0.9, 1.1)},
+            }
+        },
+        "evaluate": {"protocol": "kitti"},
+    },
+}  # fmt: skip
 
 
 def released(**changes: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jdepth import colour, metrics
+from jdepth import colour, memory, metrics
 from jdepth.models import heads, resize
 from jdepth.models.depth_model import DepthModel
 from jdepth.tasks import Task
@@ -21,6 +21,8 @@ Params = Mapping[str, Any]
 # Pixels per image that the best constant is computed from, evenly spaced.
 CONSTANT_PIXELS = 20_000
 PROGRESS_SECONDS = 10.0
+# Each image size has compiled code of its own, 20 MB and more: a folder of photos, each cropped by hand, adds up.
+MOST_COMPILED = 32
 
 
 def depth_forward(
@@ -45,6 +47,28 @@ def depth_forward(
         return depth
 
     return jax.jit(forward, static_argnums=2)
+
+
+def programs(forward: Callable, name: str) -> Callable[..., jax.stages.Compiled]:
+    """(params, images (B, H, W, 3), size) -> `forward` of `depth_forward`, compiled for just that and `size` built in.
+
+    Only the images' shape and type count. Raises UserError, which calls the model `name`, for a program that needs
+    more memory than is free; keeps the last `MOST_COMPILED`.
+    """
+    kept = {}
+
+    def program(params, images, size):
+        key = images.shape, images.dtype, size
+        if key not in kept:
+            if len(kept) >= MOST_COMPILED:
+                del kept[next(iter(kept))]
+            batch = jax.ShapeDtypeStruct(images.shape, images.dtype)
+            compiled = forward.lower(params, batch, size).compile()
+            memory.check(compiled, images.shape[0], size, name)
+            kept[key] = compiled
+        return kept[key]
+
+    return program
 
 
 def score_depth(

@@ -106,8 +106,9 @@ def train(config: Config) -> dict[str, Any]:
             out_shardings=everywhere,
         )
         batches = joint_batches(
-            depth_stream, auxiliary_stream, **sampling, start=clock["consumed"], workers=config["data"]["workers"]
-        )
+            depth_stream, auxiliary_stream, **sampling, start=clock["consumed"], workers=config["data"]["workers"],
+            bad_share=config["data"]["bad_share"], tell=print,
+        )  # fmt: skip
         closing.callback(batches.close)
         watch = logbook.Stopwatch(first, config["steps"], sum(batch_sizes.values()))
         recent, dead = [], DeadHead(round(config["loss"]["silog_warmup_fraction"] * config["steps"]))

@@ -1,5 +1,6 @@
 """Frames of videos, read and written with OpenCV's FFmpeg."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,9 @@ import numpy as np
 
 from jdepth.errors import UserError
 
+# What OpenCV and FFmpeg say of a broken file would stand beside the one line that we say: only errors, and nothing.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 @dataclass(frozen=True)
 class VideoInfo:
@@ -53,7 +57,7 @@ class Writer:
     """Writes (H, W, 3) uint8 RGB frames of one size to an MP4."""
 
     def __init__(self, path: Path, rate: float, size: tuple[int, int]):
-        self._size = size
+        self._path, self._size, self._added = path, size, 0
         self._writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), rate, (size[1], size[0]))
         if not self._writer.isOpened():
             raise UserError(f"{path}: cannot be written as a video of {size[1]}x{size[0]}")
@@ -62,9 +66,18 @@ class Writer:
         if frame.shape[:2] != self._size:
             raise ValueError(f"a frame of {frame.shape[:2]} in a video of {self._size}")
         self._writer.write(np.ascontiguousarray(frame[..., ::-1]))
+        self._added += 1
 
     def close(self) -> None:
+        """Finish the file. Raises UserError where it does not hold every frame: OpenCV does not tell of a full disk."""
         self._writer.release()
+        try:
+            held = info(self._path).frames
+        except UserError:
+            held = 0
+        if held < self._added:
+            self._path.unlink(missing_ok=True)
+            raise UserError(f"{self._path}: could not be written to its end; is there free space?")
 
 
 def _opened(path: Path) -> cv2.VideoCapture:

@@ -218,7 +218,7 @@ def test_every_rule_names_a_key_of_the_recipe():
     rules += (*config.SIZES, *config.OPTIONAL_SIZES, *config.INTERVALS)
     assert [key for key in rules if key not in known] == []
     tuples = {key for key, value in known.items() if isinstance(value, tuple)}
-    checked = {*config.SIZES, *config.OPTIONAL_SIZES, *config.INTERVALS, "data.depth.augmentation.fixed_crop"}
+    checked = {*config.SIZES, *config.OPTIONAL_SIZES, *config.INTERVALS, config.WEIGHTS, "data.depth.augmentation.fixed_crop"}
     assert tuples == checked
 
 
@@ -275,7 +275,7 @@ def test_dry_run_of_the_paper_without_data_and_weights(capsys, monkeypatch, tmp_
     out = shown(capsys, f"--config={ROOT}/configs/nyu_mix6.py")
     assert "1.14 billion" in out and "dinov2_vitg14, frozen" in out
     for name in ("nyu", "ade20k", "sun37", "cityscapes34", "coco_stuff", "voc21", "context59"):
-        assert f"missing: write data/{name}/dataset.json" in out
+        assert f"missing: python -m jdepth.prepare {name} --raw DIR --out data" in out
     assert "missing: set config.backbone.weights" in out
 
 

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 
@@ -102,7 +103,7 @@ def test_nyu_recipe(degrees, flip):
 def test_positive_angle_is_clockwise_and_corners_have_no_depth():
     item = {"image": np.full((101, 201, 3), 200, np.uint8), "depth": np.full((101, 201), 3, np.float32)}
     item["depth"][50, 190] = 9  # right of the centre: clockwise moves it down
-    image, depth = geometry.rotate(item["image"], item["depth"], 10.0)
+    image, depth = geometry.cut(item["image"], item["depth"], (0, 101, 0, 201), 10.0)
     row, column = np.argwhere(depth == 9)[0]
     assert row == round(50 + 90 * math.sin(math.radians(10)))
     assert abs(column - (100 + 90 * math.cos(math.radians(10)))) < 1
@@ -163,13 +164,14 @@ def chi_square(counts: np.ndarray) -> float:
 
 
 def test_distributions(monkeypatch):
-    angles = []
+    angles, cut = [], geometry.cut
 
-    def recorded(image, depth, degrees):
-        angles.append(degrees)
-        return image, depth
+    def recorded(image, depth, box, degrees, flip):
+        if degrees:
+            angles.append(degrees)
+        return cut(image, depth, box, 0.0, flip)
 
-    monkeypatch.setattr(geometry, "rotate", recorded)
+    monkeypatch.setattr(geometry, "cut", recorded)
     rows, columns = np.mgrid[:27, :40]
     item = {"image": np.zeros((27, 40, 3), np.uint8), "depth": (columns + 1000 * rows + 1).astype(np.float32)}
     augmentation = replace(NYU, fixed_crop=None, crop=(16, 19))
@@ -236,8 +238,26 @@ def resized_size(height: int, width: int, scale: tuple[int, int], ratio: float) 
 @pytest.mark.parametrize("scale", [(2048, 512), (520, 520)])
 def test_auxiliary_resize(size, scale):
     for ratio in (0.5, 0.777, 1.0, 2.0):
-        image, label = transforms._fit(np.zeros((*size, 3), np.uint8), np.zeros(size, np.uint8), scale, ratio)
-        assert image.shape[:2] == label.shape == resized_size(*size, scale, ratio)
+        assert transforms._fitted(size, scale, ratio) == resized_size(*size, scale, ratio)
+
+
+@pytest.mark.parametrize("size", [(480, 640), (375, 500), (1024, 2048)])
+def test_crop_and_resize_in_one_equals_resize_then_crop(size):
+    """OpenCV's own resize, then a slice: image within 1 grey level, labels equal."""
+    generator = np.random.default_rng(5)
+    image = cv2.GaussianBlur(generator.integers(0, 256, (*size, 3)).astype(np.uint8), (5, 5), 1.0)
+    image[size[0] // 3 :, size[1] // 2 :] = 255 - image[size[0] // 3 :, size[1] // 2 :] // 2  # and hard edges
+    label = generator.integers(0, 150, size).astype(np.uint8)
+    for ratio in (0.5, 0.83, 1.37, 2.0):
+        whole = resized_size(*size, (2048, 512), ratio)
+        height, width = min(200, whole[0]), min(240, whole[1])
+        top, left = (whole[0] - height) // 3, (whole[1] - width) // 2
+        box, window = (top, top + height, left, left + width), np.s_[top : top + height, left : left + width]
+        expected = cv2.resize(image, whole[::-1], interpolation=cv2.INTER_LINEAR)[window]
+        found = geometry.resize_crop(image, whole, box)
+        assert found.shape == expected.shape and np.abs(found.astype(int) - expected).max() <= 1
+        expected = cv2.resize(label, whole[::-1], interpolation=cv2.INTER_NEAREST)[window]
+        np.testing.assert_array_equal(geometry.resize_crop_label(label, whole, box), expected)
 
 
 def test_auxiliary_sample_is_aligned_padded_and_sized():
@@ -292,7 +312,7 @@ def test_crop_ignores_255_and_wants_two_classes():
             counts.append(limits)
             return 0
 
-    assert transforms._crop_offset(np.zeros((32, 64, 3)), label, augmentation, Counting()) == (0, 0)
+    assert transforms._draw_crop(label, (32, 64), augmentation, Counting())[0] == (0, 32, 0, 32)
     assert len(counts) == 2 * 51  # class 3 always covers more than 75 % of what is labelled: every retry is used
 
 

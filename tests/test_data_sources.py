@@ -17,7 +17,7 @@ from jdepth.errors import UserError
 def test_registry_errors(tmp_path):
     with pytest.raises(UserError, match="unknown data set 'nyuu'.*did you mean 'nyu'.*known: .*kitti"):
         sources.open_source("nyuu", split="train")
-    with pytest.raises(UserError, match=r"data not found: nyu; expected .*nyu.dataset\.json.*Your own data"):
+    with pytest.raises(UserError, match=r"data not found: nyu; expected .*nyu; prepare .*jdepth\.prepare nyu.*Your own data"):
         sources.open_source("nyu", split="train", data_dir=tmp_path)
     with pytest.raises(UserError, match="needs a path"):
         sources.open_source("folder", split="train")
@@ -36,8 +36,20 @@ def test_named_sets_are_found_by_their_description(made):
     assert "nyu" not in sources.missing(["nyu", "sun"], path)
     assert len(sources.open_source("nyu", split="train", data_dir=path, read="depth")) == 3
     assert len(sources.open_source("folder", split="val", path=path / "nyu")) == 1
-    assert set(sources.DESCRIBED) < set(sources.DATASETS)
-    assert all(member in sources.DATASETS for members in sources.MIXTURES.values() for member in members)
+
+
+def test_mixtures_are_named_by_their_members():
+    assert sources.members("mix6") == sources.MIXTURES["mix6"] and sources.members("nyu") == ("nyu",)
+    assert sources.members("voc21_train+ade20k") == ("voc21_train", "ade20k")
+    assert sources.is_mixture("a+b") and sources.is_mixture("mix6") and not sources.is_mixture("nyu")
+    with pytest.raises(UserError, match="twice"):
+        sources.members("mix6+voc21")
+    with pytest.raises(UserError, match="unknown data set 'voc'"):
+        sources.members("voc+ade20k")
+    with pytest.raises(UserError, match="mixture of data sets; name one of them: ade20k, voc21"):
+        sources.open_source("ade20k+voc21", split="train")
+    message = str(sources.missing_error(["sun37"], "data", sources.MIXTURES["mix6"]))
+    assert "--config.data.auxiliary.name=ade20k+cityscapes34+coco_stuff+voc21+context59," in message
 
 
 def test_fixed_subset_depends_on_ids_only(made):

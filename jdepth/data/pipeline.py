@@ -7,12 +7,13 @@ batches consumed, an integer of ours: grain's own iterator state is bound to the
 
 import os
 import sys
+from collections.abc import Callable
 
 import grain
 import numpy as np
 from absl import flags
 
-from jdepth.data.streams import AuxiliaryStream, DepthStream, JointBatches
+from jdepth.data.streams import AuxiliaryStream, DepthStream, JointBatches, Replaced
 from jdepth.errors import UserError
 
 __all__ = ["AuxiliaryStream", "DepthStream", "JointIterator", "joint_batches"]
@@ -33,6 +34,8 @@ def joint_batches(
     threads: int | None = None,
     ahead: int = 2,
     shard: tuple[int, int] = (0, 1),
+    bad_share: float = 0.001,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> "JointIterator":
     """Endless iterator over joint batches, a pure function of (seed, batch index).
 
@@ -47,6 +50,8 @@ def joint_batches(
       threads: reading threads per process; default: the cores, at most 4, without workers; 1 with them.
       ahead: batches held ready by each worker (or by the threads).
       shard: (number, count): deliver only this process's consecutive rows of each batch.
+      bad_share: the share of a set's items that may be bad, i.e. replaced by the next of its order.
+      tell: gets a line about each item that is found bad.
 
     Yields:
       A dict of dicts of arrays with a leading batch axis. "depth": image (B, h, w, 3) uint8 RGB, depth
@@ -62,7 +67,7 @@ def joint_batches(
     if workers < 0 or start < 0 or seed < 0:
         raise UserError(f"workers ({workers}), start ({start}) and seed ({seed}) must not be negative")
     batches = JointBatches(depth, auxiliary, batch_depth, batch_auxiliary, seed, shard)
-    return JointIterator(batches, start, workers, threads, ahead)
+    return JointIterator(batches, start, workers, threads, ahead, bad_share, tell)
 
 
 class JointIterator:
@@ -71,8 +76,20 @@ class JointIterator:
     Close it at the end of a run: it stops threads and workers.
     """
 
-    def __init__(self, batches: JointBatches, start: int, workers: int, threads: int | None, ahead: int):
+    def __init__(
+        self,
+        batches: JointBatches,
+        start: int,
+        workers: int,
+        threads: int | None,
+        ahead: int,
+        bad_share: float,
+        tell: Callable[[str], None],
+    ):
         self.position = start
+        self._bad_share, self._tell = bad_share, tell
+        # By set: id -> reason.
+        self.bad: dict[str, dict[str, str]] = {}
         if threads is None:
             threads = 1 if workers else min(4, os.cpu_count() or 1)
         read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(ahead, threads))
@@ -100,8 +117,25 @@ class JointIterator:
                 raise
             # A fresh one: grain adds notes about its own stack trace to what it passes on.
             raise UserError(str(user_error)) from error
+        for item in batch.pop("replaced"):
+            self._note(item)
         self.position += 1
         return batch
+
+    def _note(self, item: Replaced) -> None:
+        """Tell of an item found bad for the first time; UserError where its set has too many of them."""
+        bad = self.bad.setdefault(item.name, {})
+        if item.id in bad:
+            return
+        bad[item.id] = item.reason
+        self._tell(f"{item.name}: {item.id} is left out, the next one takes its place: {item.reason}")
+        if len(bad) > self._bad_share * item.size:
+            self.close()
+            reasons = "; ".join(list(bad.values())[:10]) + ("; ..." if len(bad) > 10 else "")
+            raise UserError(
+                f"data set '{item.name}': {len(bad)} of {item.size} items cannot be used, more than the share of "
+                f"{self._bad_share:g} that config.data.bad_share allows: {reasons}"
+            )
 
     def close(self) -> None:
         """Stop reading; may be called more than once."""

@@ -4,13 +4,15 @@
 workers, in any order, and any restart give the same batches.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jdepth.data import order, targets, transforms
-from jdepth.errors import UserError
+from jdepth.errors import BadItem, UserError
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,19 @@ class AuxiliaryStream:
         return tuple(len(member.classes) for member in self.members)
 
 
+class Replaced(NamedTuple):
+    """An item that could not be used, and why; another one stands in its place in the batch."""
+
+    name: str
+    id: str
+    reason: str
+    size: int  # items of its set
+
+
+# A set of which so many items in a row cannot be used is not worth looking further.
+_ATTEMPTS = 100
+
+
 class JointBatches:
     """Joint batch number `index`, for any index >= 0.
 
@@ -108,30 +123,45 @@ class JointBatches:
         else:
             self._auxiliary_order = order.Weighted(sizes, auxiliary.weights, seed, "auxiliary order")
 
-    def __call__(self, index: int) -> dict[str, dict[str, np.ndarray]]:
-        """The batch; see `jdepth.data.pipeline.joint_batches` for its arrays."""
+    def __call__(self, index: int) -> dict[str, Any]:
+        """The batch; see `jdepth.data.pipeline.joint_batches` for its arrays. Beside them, "replaced": a list of
+        `Replaced`, empty where all is well."""
+        replaced: list[Replaced] = []
         start, stop, size = self._depth_rows
-        rows = [self._depth_sample(index * size + row) for row in range(start, stop)]
-        batch = {"depth": stack(rows, self.depth.source.name)}
+        rows = [self._depth_sample(index * size + row, replaced) for row in range(start, stop)]
+        batch: dict[str, Any] = {"depth": stack(rows, self.depth.source.name)}
         if self.auxiliary is not None:
             start, stop, size = self._auxiliary_rows
-            rows = [self._auxiliary_sample(index * size + row) for row in range(start, stop)]
+            rows = [self._auxiliary_sample(index * size + row, replaced) for row in range(start, stop)]
             batch["auxiliary"] = stack(rows, "auxiliary mixture")
-        return batch
+        return batch | {"replaced": replaced}
 
-    def _depth_sample(self, position: int) -> dict[str, np.ndarray]:
-        item = self.depth.source[self._depth_order[position]]
+    def _depth_sample(self, position: int, replaced: list[Replaced]) -> dict[str, np.ndarray]:
+        places = (self._depth_order[later] for later in itertools.count(position))
+        item = _usable(self.depth.source, places, replaced)
         if "depth" not in item:
             raise UserError(f"data set '{self.depth.source.name}' gives no depth")
         rng = order.generator(self.seed, "depth augmentation", position)
         return transforms.augment_depth(item, self.depth.augmentation, rng)
 
-    def _auxiliary_sample(self, position: int) -> dict[str, np.ndarray]:
-        member, index = self._auxiliary_order[position]
+    def _auxiliary_sample(self, position: int, replaced: list[Replaced]) -> dict[str, np.ndarray]:
+        member, _ = self._auxiliary_order[position]
+        later = (self._auxiliary_order[place] for place in itertools.count(position))
+        item = _usable(self.auxiliary.members[member], (i for other, i in later if other == member), replaced)
         rng = order.generator(self.seed, "auxiliary augmentation", position)
-        item = self.auxiliary.members[member][index]
         sample = transforms.augment_auxiliary(item, self.auxiliary.augmentations[member], rng)
         return with_target(sample, self.auxiliary, member)
+
+
+def _usable(source, indices: Iterable[int], replaced: list[Replaced]) -> dict[str, np.ndarray]:
+    """The first item of `indices`, its place in the set's own order first, that can be used."""
+    for attempt, index in enumerate(indices):
+        try:
+            return source[index]
+        except BadItem as error:
+            replaced.append(Replaced(source.name, source.item_id(index), str(error), len(source)))
+            if attempt + 1 == _ATTEMPTS:
+                raise UserError(f"{_ATTEMPTS} items of '{source.name}' in a row cannot be used; the last: {error}") from None
 
 
 def with_target(sample: dict[str, np.ndarray], stream: AuxiliaryStream, member: int) -> dict[str, np.ndarray]:

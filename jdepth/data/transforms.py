@@ -83,25 +83,17 @@ def augment_depth(
     if augmentation.fixed_crop is not None:
         image = geometry.fixed_crop(image, augmentation.fixed_crop)
         depth = geometry.fixed_crop(depth, augmentation.fixed_crop)
-    if rotate:
-        image, depth = geometry.rotate(image, depth, degrees)
-    if flip:
-        image, depth = image[:, ::-1], depth[:, ::-1]
-    if augmentation.crop is not None:
-        height, width = augmentation.crop
-        space = image.shape[0] - height, image.shape[1] - width
-        if min(space) < 0:
-            raise UserError(
-                f"crop {height}x{width} is larger than the image, {image.shape[0]}x{image.shape[1]} "
-                "(height x width, after resize and fixed crop); choose a smaller crop or set resize"
-            )
-        top, left = int(row * (space[0] + 1)), int(column * (space[1] + 1))
-        image, depth = image[top : top + height, left : left + width], depth[top : top + height, left : left + width]
-    return {
-        "image": np.ascontiguousarray(image),
-        "depth": np.ascontiguousarray(depth),
-        "colour": colour if recolour else np.ones(5, np.float32),
-    }
+    height, width = augmentation.crop or image.shape[:2]
+    space = image.shape[0] - height, image.shape[1] - width
+    if min(space) < 0:
+        raise UserError(
+            f"crop {height}x{width} is larger than the image, {image.shape[0]}x{image.shape[1]} "
+            "(height x width, after resize and fixed crop); choose a smaller crop or set resize"
+        )
+    top, left = int(row * (space[0] + 1)), int(column * (space[1] + 1))
+    box = (top, top + height, left, left + width)
+    image, depth = geometry.cut(image, depth, box, degrees if rotate else 0.0, flip)
+    return {"image": image, "depth": depth, "colour": colour if recolour else np.ones(5, np.float32)}
 
 
 @dataclass(frozen=True)
@@ -165,11 +157,9 @@ def augment_auxiliary(
     ratio = rng.uniform(*augmentation.ratio)
     flip = rng.random() < augmentation.flip_probability
     photometric = draw_photometric(augmentation, rng)
-    image, label = _fit(image, label, augmentation.scale, ratio)
-    top, left = _crop_offset(image, label, augmentation, rng)  # last: it draws a varying number of times
-    height, width = augmentation.crop
-    image = image[top : top + height, left : left + width]
-    label = None if label is None else label[top : top + height, left : left + width]
+    size = _fitted(image.shape[:2], augmentation.scale, ratio)
+    box, label = _draw_crop(label, size, augmentation, rng)  # last: it draws a varying number of times
+    image = geometry.resize_crop(image, size, box)
     if flip:
         image = image[:, ::-1]
         label = None if label is None else label[:, ::-1]
@@ -178,11 +168,13 @@ def augment_auxiliary(
 
 def centre_auxiliary(item: dict[str, np.ndarray], augmentation: AuxiliaryAugmentation) -> dict[str, np.ndarray]:
     """The same sample without randomness, for held-out evaluation: box at ratio 1, centre crop, true colours."""
-    image, label = _fit(item["image"], item.get("label"), augmentation.scale, 1.0)
-    height, width = augmentation.crop
-    top, left = max(image.shape[0] - height, 0) // 2, max(image.shape[1] - width, 0) // 2
-    image = image[top : top + height, left : left + width]
-    label = None if label is None else label[top : top + height, left : left + width]
+    image, label = item["image"], item.get("label")
+    size = _fitted(image.shape[:2], augmentation.scale, 1.0)
+    height, width = (min(part, whole) for part, whole in zip(augmentation.crop, size, strict=True))
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    box = (top, top + height, left, left + width)
+    image = geometry.resize_crop(image, size, box)
+    label = None if label is None else geometry.resize_crop_label(label, size, box)
     return _on_canvas(image, label, augmentation.canvas) | {"photometric": NEUTRAL_PHOTOMETRIC.copy()}
 
 
@@ -207,41 +199,40 @@ def draw_photometric(augmentation: AuxiliaryAugmentation, rng: np.random.Generat
     return parameters
 
 
-def _fit(
-    image: np.ndarray, label: np.ndarray | None, scale: tuple[int, int], ratio: float
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Resize to fit the box scale * ratio, keeping the aspect; the box has no orientation: long side to long side."""
-    height, width = image.shape[:2]
+def _fitted(image: tuple[int, int], scale: tuple[int, int], ratio: float) -> tuple[int, int]:
+    """(height, width) that fits the box scale * ratio, aspect kept; the box has no orientation: long side to long side."""
+    height, width = image
     box = int(scale[0] * ratio), int(scale[1] * ratio)
     factor = min(max(box) / max(height, width), min(box) / min(height, width))
-    size = max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
-    image = geometry.resize(image, size)
-    if label is not None and label.shape != size:
-        # The reference's nearest (top-left of the source cell), not the centred one used for depth.
-        label = geometry.resize_label(label, size)
-    return image, label
+    return max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
 
 
-def _crop_offset(
-    image: np.ndarray, label: np.ndarray | None, augmentation: AuxiliaryAugmentation, rng: np.random.Generator
-) -> tuple[int, int]:
-    height, width = augmentation.crop
-    space = max(image.shape[0] - height, 0), max(image.shape[1] - width, 0)
+def _draw_crop(
+    label: np.ndarray | None, size: tuple[int, int], augmentation: AuxiliaryAugmentation, rng: np.random.Generator
+) -> tuple[tuple[int, int, int, int], np.ndarray | None]:
+    """Where to crop the image resized to `size`, as (top, bottom, left, right), and the label map there."""
+    height, width = (min(part, whole) for part, whole in zip(augmentation.crop, size, strict=True))
+    space = size[0] - height, size[1] - width
 
-    def draw() -> tuple[int, int]:
-        return int(rng.integers(space[0] + 1)), int(rng.integers(space[1] + 1))
+    def draw() -> tuple[int, int, int, int]:
+        top, left = int(rng.integers(space[0] + 1)), int(rng.integers(space[1] + 1))
+        return top, top + height, left, left + width
 
-    top, left = draw()
-    if label is None or augmentation.cat_max_ratio >= 1:
-        return top, left
+    box = draw()
+    if label is None:
+        return box, None
+    crop = geometry.resize_crop_label(label, size, box)
+    if augmentation.cat_max_ratio >= 1:
+        return box, crop
     for _ in range(augmentation.crop_attempts):
-        counts = np.bincount(label[top : top + height, left : left + width].ravel(), minlength=256)[:255]
+        counts = np.bincount(crop.ravel(), minlength=256)[:255]
         if np.count_nonzero(counts) > 1 and counts.max() / counts.sum() < augmentation.cat_max_ratio:
             break
         if space == (0, 0):
             break  # one place only: drawing again changes nothing
-        top, left = draw()
-    return top, left
+        box = draw()
+        crop = geometry.resize_crop_label(label, size, box)
+    return box, crop
 
 
 def _on_canvas(image: np.ndarray, label: np.ndarray | None, canvas: tuple[int, int]) -> dict[str, np.ndarray]:

@@ -1,8 +1,8 @@
 """Resizing with PyTorch's conventions, which `jax.image.resize` does not cover.
 
-Every resize here is separable and linear: a pair of small static matrices, one per axis, built in
-NumPy float64 from the sizes alone. They are built anew for each trace, in milliseconds, rather than kept:
-one for a large photo has 50 MB, and every image of a folder may have a size of its own.
+Every resize here is separable and linear: static weights per axis, built in NumPy float64 from the sizes alone.
+They are built anew for each trace, in milliseconds, rather than kept: every image of a folder may have a size of
+its own. Bilinear values need two weights a sample; its gradient needs the matrix, which for a large photo has 50 MB.
 """
 
 import functools
@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def bilinear_matrix(n_in: int, n_out: int, align_corners: bool) -> np.ndarray:
-    """(n_out, n_in) float64: linear interpolation along one axis, no antialiasing.
+def _taps(n_in: int, n_out: int, align_corners: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Linear interpolation along one axis, no antialiasing: (n_out, 2) samples to read, and their float64 weights.
 
     align_corners True maps first and last sample onto each other (step (n_in−1)/(n_out−1)); False
     uses half-pixel centres, clamped at the edges: `torch.nn.functional.interpolate`.
@@ -26,9 +26,15 @@ def bilinear_matrix(n_in: int, n_out: int, align_corners: bool) -> np.ndarray:
         source = np.maximum((target + 0.5) * (n_in / n_out) - 0.5, 0.0)
     low = np.minimum(np.floor(source).astype(int), n_in - 1)
     high = np.minimum(low + 1, n_in - 1)
+    share = np.where(high > low, source - low, 0.0)
+    return np.stack([low, high], axis=1), np.stack([1.0 - share, share], axis=1)
+
+
+def bilinear_matrix(n_in: int, n_out: int, align_corners: bool) -> np.ndarray:
+    """(n_out, n_in) float64: what `bilinear` does along one axis, as a dense matrix."""
+    index, weight = _taps(n_in, n_out, align_corners)
     matrix = np.zeros((n_out, n_in))
-    np.add.at(matrix, (target, low), 1.0 - (source - low))
-    np.add.at(matrix, (target, high), source - low)
+    np.add.at(matrix, (np.arange(n_out)[:, None], index), weight)
     return matrix
 
 
@@ -48,10 +54,10 @@ def bilinear(x: jax.Array, size: tuple[int, int], align_corners: bool) -> jax.Ar
 # gradient (a scatter-add) 59 and 148.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _bilinear(x, size_in, size_out, align_corners):
-    rows, columns = (bilinear_matrix(*n, align_corners) for n in zip(size_in, size_out))
+    rows, columns = (_taps(*n, align_corners) for n in zip(size_in, size_out))
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     # Columns first, on the array that still has few rows.
-    return _apply_sparse(_apply_sparse(wide, columns, 2), rows, 1).astype(x.dtype)
+    return _gather(_gather(wide, *columns, 2), *rows, 1).astype(x.dtype)
 
 
 def _bilinear_forward(x, size_in, size_out, align_corners):
@@ -59,23 +65,28 @@ def _bilinear_forward(x, size_in, size_out, align_corners):
 
 
 def _bilinear_backward(size_in, size_out, align_corners, _, cotangent):
-    rows, columns = (bilinear_matrix(*n, align_corners).T for n in zip(size_in, size_out))
+    rows, columns = (_sparse(bilinear_matrix(*n, align_corners).T) for n in zip(size_in, size_out))
     wide = cotangent.astype(jnp.promote_types(cotangent.dtype, jnp.float32))
-    return (_apply_sparse(_apply_sparse(wide, rows, 1), columns, 2).astype(cotangent.dtype),)
+    return (_gather(_gather(wide, *rows, 1), *columns, 2).astype(cotangent.dtype),)
 
 
 _bilinear.defvjp(_bilinear_forward, _bilinear_backward)
 
 
-def _apply_sparse(x: jax.Array, matrix: np.ndarray, axis: int) -> jax.Array:
-    """`matrix` (n_out, n_in) times x along `axis`, as one gather per non-zero entry of a row."""
+def _sparse(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(n_out, entries) indices and weights of a matrix (n_out, n_in) with few non-zero entries a row."""
     entries = max(int((matrix != 0).sum(1).max()), 1)
     index = np.argsort(matrix == 0, axis=1, kind="stable")[:, :entries]
-    weight = np.take_along_axis(matrix, index, axis=1)
+    return index, np.take_along_axis(matrix, index, axis=1)
+
+
+def _gather(x: jax.Array, index: np.ndarray, weight: np.ndarray, axis: int) -> jax.Array:
+    """Sum over k of weight[:, k] × x[index[:, k]] along `axis`, one gather per k that any sample needs."""
     shape = [-1 if i == axis else 1 for i in range(x.ndim)]
     terms = (
         jnp.take(x, index[:, k], axis=axis, mode="clip") * weight[:, k].reshape(shape).astype(x.dtype)
-        for k in range(entries)
+        for k in range(index.shape[1])
+        if k == 0 or weight[:, k].any()
     )
     return functools.reduce(jnp.add, terms)
 

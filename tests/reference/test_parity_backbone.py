@@ -35,7 +35,8 @@ def images_of(size, seed):
 def reference_states(model, images):
     """Hidden states after every block, then the normalised tokens: arrays (1, tokens, D)."""
     with torch.no_grad():
-        out = model(torch.from_numpy(images).permute(0, 3, 1, 2), output_hidden_states=True)
+        inputs = torch.from_numpy(images).to(next(model.parameters()).dtype)
+        out = model(inputs.permute(0, 3, 1, 2), output_hidden_states=True)
     assert len(out.hidden_states) == model.config.num_hidden_layers + 1
     return [state.numpy() for state in (*out.hidden_states[1:], out.last_hidden_state)]
 
@@ -68,17 +69,19 @@ def report(title, shares):
     print(f"\n{title}: largest {max(shares):.2e}\n  blocks {blocks}\n  final norm {shares[-1]:.1e}")
 
 
-def compare(config, sizes, seed, outliers=False):
+def compare(config, sizes, seed, outliers=False, exact=False):
     """Largest error over blocks, by size. The reference is freed before ours starts: the largest
-    model would not fit twice."""
+    model would not fit twice. `exact`: the reference computes in double precision."""
     torch.manual_seed(seed)
     model = port.backbone(config)
     torch_params.randomise(model, seed, outliers)
     if not config.registers:
         port.use_original_tables(model.embeddings)
     inputs = [images_of(size, seed + i) for i, size in enumerate(sizes)]
-    references = [reference_states(model, images) for images in inputs]
     tensors = torch_params.published_tensors(model)
+    if exact:
+        model = model.double()
+    references = [reference_states(model, images) for images in inputs]
     del model
     gc.collect()
     params = jax.tree.map(jnp.asarray, torch_params.backbone_tree(tensors, config.depth))
@@ -119,7 +122,10 @@ def test_base_and_large(size, registers):
 
 @pytest.mark.slow
 def test_giant():
-    assert max(compare(BACKBONES["dinov2_vitg14"], SIZES, seed=5, outliers=True).values()) <= TOLERANCE
+    """Over 40 blocks with outliers PyTorch's own float32 is 1.7e-4 away from its float64 (490x644), ours 6.4e-5; in
+    float64 the two agree to 3e-13. So ours, in float32, is held against the reference in float64."""
+    worst = compare(BACKBONES["dinov2_vitg14"], SIZES, seed=5, outliers=True, exact=True)
+    assert max(worst.values()) <= TOLERANCE
 
 
 @pytest.mark.parametrize("outliers", [False, True])

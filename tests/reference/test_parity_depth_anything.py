@@ -39,7 +39,7 @@ def make_port(name, seed):
     model = port.depth_anything(config, taps, channels, levels, released.max_depth)
     torch_params.randomise(model, seed)
     with torch.no_grad():  # into the range where the last ReLU leaves most of the map alive
-        model.head.conv3.bias.fill_(1.0 if released.max_depth is None else 0.0)
+        model.head.conv3.bias.fill_(4.0 if released.max_depth is None else 0.0)
     return model
 
 

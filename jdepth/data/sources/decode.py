@@ -21,7 +21,7 @@ from jdepth.errors import UserError
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 # Orientation tags are ignored: depth and label files carry none, so a turned image would not fit them.
-_COLOUR = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+_COLOUR = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 # Where a JPEG has a marker that is neither a stuffed byte of the picture's data nor a restart.
@@ -32,7 +32,12 @@ _STRETCHED = {"L;2": 85, "L;4": 17}
 
 def read_image(path: Path) -> np.ndarray:
     """(H, W, 3) uint8 RGB as stored: grey is repeated, alpha dropped, 16 bits reduced, no rotation by EXIF."""
-    return cv2.cvtColor(_decode(_read_bytes(path), path, _COLOUR), cv2.COLOR_BGR2RGB)
+    return decode_image(read_bytes(path), path)
+
+
+def decode_image(data: bytes, name: str | Path) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of an image file's bytes, as `read_image`; `name` stands in the error."""
+    return _decode(data, name, _COLOUR)
 
 
 def read_values(path: Path) -> np.ndarray:
@@ -43,7 +48,7 @@ def read_values(path: Path) -> np.ndarray:
     """
     if path.suffix == ".npy":
         return _one_channel(_load_npy(path), path)
-    data = _read_bytes(path)
+    data = read_bytes(path)
     if path.suffix.lower() == ".pfm" or _stretched_by_opencv(data):
         values = _load_pillow(data, path)
     else:
@@ -56,7 +61,7 @@ def read_ids(path: Path) -> np.ndarray:
 
     PGM with a largest value other than 255 or 65535, and PBM, are refused as in `read_values`.
     """
-    ids = _load_npy(path) if path.suffix == ".npy" else _load_pillow(_read_bytes(path), path)
+    ids = _load_npy(path) if path.suffix == ".npy" else _load_pillow(read_bytes(path), path)
     ids = _one_channel(ids, path)
     if ids.dtype.kind not in "biu":
         raise UserError(f"label file {path} holds {ids.dtype} values; expected whole numbers")
@@ -91,7 +96,7 @@ def _blame(path: Path):
         raise UserError(f"cannot read {path}: {reason}") from None
 
 
-def _decode(data: bytes, path: Path, flags: int) -> np.ndarray:
+def _decode(data: bytes, path: str | Path, flags: int) -> np.ndarray:
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
@@ -132,7 +137,8 @@ def _stretched_by_opencv(data: bytes) -> bool:
     return data.startswith((b"P1", b"P2", b"P4"))
 
 
-def _read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """An image file as it is, after its end and checksums were looked at."""
     with _blame(path):
         data = path.read_bytes()
     if not data:

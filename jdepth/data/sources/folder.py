@@ -12,7 +12,7 @@ import numpy as np
 
 from jdepth.data.sources import decode, description
 from jdepth.data.sources.suggest import closest
-from jdepth.errors import UserError
+from jdepth.errors import BadItem, UserError
 
 # Headers read when a split is opened; larger sets are sampled at even distances.
 HEADERS_AT_OPEN = 1000
@@ -64,6 +64,13 @@ class Folder:
         return str(Path(self._name("image", index)).with_suffix(""))
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """Item `index`; BadItem where its files cannot be used."""
+        try:
+            return self._item(index)
+        except UserError as error:
+            raise BadItem(str(error)) from None
+
+    def _item(self, index: int) -> dict[str, np.ndarray]:
         image = decode.read_image(self._path("image", index))
         item = {"image": image}
         if "depth" in self.read:
