@@ -166,10 +166,10 @@ def _usable(source, indices: Iterable[int], replaced: list[Replaced]) -> dict[st
 
 def with_target(sample: dict[str, np.ndarray], stream: AuxiliaryStream, member: int) -> dict[str, np.ndarray]:
     """Replace a sample's label map by what its task needs, and say which member it comes from."""
-    label = sample.pop("label", None)
+    label, counts = sample.pop("label", None), sample.pop("class_counts", None)
     if label is None and targets.needs_label(stream.task):
         raise UserError(f"data set '{stream.members[member].name}' gives no labels; task '{stream.task}' needs them")
-    return sample | {"dataset_id": np.int32(member)} | targets.target(stream.task, label, stream.classes)
+    return sample | {"dataset_id": np.int32(member)} | targets.target(stream.task, label, stream.classes, counts)
 
 
 def stack(samples: Sequence[dict[str, np.ndarray]], name: str) -> dict[str, np.ndarray]:

@@ -5,6 +5,7 @@ For the image-level tasks no label map travels to the device: a multi-hot vector
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 
 from jdepth.data.sources.suggest import closest
@@ -27,42 +28,47 @@ def needs_label(task: str) -> bool:
     return TASKS[task] is not None
 
 
-def multi_hot(label: np.ndarray, width: int) -> np.ndarray:
+def multi_hot(counts: np.ndarray, width: int) -> np.ndarray:
     """Multi-label dense classification: which classes appear in the crop.
 
     Args:
-      label: (H, W) uint8 class ids, 255 = ignore.
+      counts: (255,) pixels per class id, as `class_counts`.
       width: length of the vector: the largest class count of the mixture.
 
     Returns:
       (width,) float32, 1 where the class has at least one pixel.
     """
-    return (_counts(label)[:width] > 0).astype(np.float32)
+    return (counts[:width] > 0).astype(np.float32)
 
 
-def most_frequent(label: np.ndarray) -> np.int32:
+def most_frequent(counts: np.ndarray) -> np.int32:
     """Single-label classification: the class with the most pixels, lowest id on ties, -1 where there is none."""
-    counts = _counts(label)
     return np.int32(counts.argmax() if counts.any() else -1)
 
 
-def target(task: str, label: np.ndarray | None, classes: Sequence[int]) -> dict[str, np.ndarray]:
+def target(
+    task: str, label: np.ndarray | None, classes: Sequence[int], counts: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
     """The entries a sample gets for its task.
 
     Args:
       task: a key of `TASKS`.
       label: (H, W) uint8, or None for reconstruction.
       classes: class counts of all members of the mixture.
+      counts: the label's `class_counts`, where they are known.
     """
+    if task in ("mldc", "single_label") and counts is None:
+        counts = class_counts(label)
     if task == "mldc":
-        return {"classes": multi_hot(label, max(classes))}
+        return {"classes": multi_hot(counts, max(classes))}
     if task == "single_label":
-        return {"class_id": most_frequent(label)}
+        return {"class_id": most_frequent(counts)}
     if task == "segmentation":
         return {"label": label}
     return {}
 
 
-def _counts(label: np.ndarray) -> np.ndarray:
-    """(255,) pixels per class id, ignored ones left out."""
-    return np.bincount(label.ravel(), minlength=IGNORE + 1)[:IGNORE]
+def class_counts(label: np.ndarray) -> np.ndarray:
+    """(255,) pixels per class id of a (H, W) uint8 label map, ignored ones left out."""
+    # Counted in float32, exact up to 2^24 pixels; NumPy's bincount first makes 64-bit numbers of them.
+    return cv2.calcHist([label], [0], None, [IGNORE + 1], [0, IGNORE + 1]).ravel()[:IGNORE].astype(np.int64)

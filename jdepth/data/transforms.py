@@ -6,9 +6,10 @@ random numbers of a sample come from one generator; switching a step off does no
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
-from jdepth.data import geometry
+from jdepth.data import geometry, targets
 from jdepth.errors import UserError
 
 
@@ -151,19 +152,21 @@ def augment_auxiliary(
 
     Returns:
       image (h, w, 3) uint8 on the canvas, valid_size (2,) int32: rows and columns that are image,
-      photometric (5,) float32 as `NEUTRAL_PHOTOMETRIC`, and label (h, w) uint8 if the item has one.
+      photometric (5,) float32 as `NEUTRAL_PHOTOMETRIC`; if the item has a label, label (h, w) uint8 and, where the
+      crop was chosen by it, class_counts (255,): pixels of each class.
     """
     image, label = item["image"], item.get("label")
     ratio = rng.uniform(*augmentation.ratio)
     flip = rng.random() < augmentation.flip_probability
     photometric = draw_photometric(augmentation, rng)
     size = _fitted(image.shape[:2], augmentation.scale, ratio)
-    box, label = _draw_crop(label, size, augmentation, rng)  # last: it draws a varying number of times
+    box, label, counts = _draw_crop(label, size, augmentation, rng)  # last: it draws a varying number of times
     image = geometry.resize_crop(image, size, box)
-    if flip:
-        image = image[:, ::-1]
-        label = None if label is None else label[:, ::-1]
-    return _on_canvas(image, label, augmentation.canvas) | {"photometric": photometric}
+    if flip:  # OpenCV: NumPy copies a mirrored view of three channels 15 times slower
+        image = cv2.flip(image, 1)
+        label = None if label is None else cv2.flip(label, 1)
+    sample = _on_canvas(image, label, augmentation.canvas) | {"photometric": photometric}
+    return sample if counts is None else sample | {"class_counts": counts}
 
 
 def centre_auxiliary(item: dict[str, np.ndarray], augmentation: AuxiliaryAugmentation) -> dict[str, np.ndarray]:
@@ -209,8 +212,8 @@ def _fitted(image: tuple[int, int], scale: tuple[int, int], ratio: float) -> tup
 
 def _draw_crop(
     label: np.ndarray | None, size: tuple[int, int], augmentation: AuxiliaryAugmentation, rng: np.random.Generator
-) -> tuple[tuple[int, int, int, int], np.ndarray | None]:
-    """Where to crop the image resized to `size`, as (top, bottom, left, right), and the label map there."""
+) -> tuple[tuple[int, int, int, int], np.ndarray | None, np.ndarray | None]:
+    """Where to crop the image resized to `size`, as (top, bottom, left, right), the label map there and its counts."""
     height, width = (min(part, whole) for part, whole in zip(augmentation.crop, size, strict=True))
     space = size[0] - height, size[1] - width
 
@@ -220,19 +223,20 @@ def _draw_crop(
 
     box = draw()
     if label is None:
-        return box, None
+        return box, None, None
     crop = geometry.resize_crop_label(label, size, box)
     if augmentation.cat_max_ratio >= 1:
-        return box, crop
+        return box, crop, None
+    counts = targets.class_counts(crop)
     for _ in range(augmentation.crop_attempts):
-        counts = np.bincount(crop.ravel(), minlength=256)[:255]
         if np.count_nonzero(counts) > 1 and counts.max() / counts.sum() < augmentation.cat_max_ratio:
             break
         if space == (0, 0):
             break  # one place only: drawing again changes nothing
         box = draw()
         crop = geometry.resize_crop_label(label, size, box)
-    return box, crop
+        counts = targets.class_counts(crop)
+    return box, crop, counts
 
 
 def _on_canvas(image: np.ndarray, label: np.ndarray | None, canvas: tuple[int, int]) -> dict[str, np.ndarray]:
