@@ -32,7 +32,8 @@ def ours(size: str, batch: int, half: bool) -> Callable[[], None]:
         params["backbone"] = cast_frozen(params["backbone"], dtype)
     images = jnp.zeros((batch, SIDE, SIDE, 3), jnp.float32)
     forward = jax.jit(model.__call__).lower(params, images).compile()
-    print(f"{size} batch {batch}: compiled, {forward.memory_analysis().temp_size_in_bytes / 2**20:.0f} MiB of temporaries")
+    temporaries = forward.memory_analysis().temp_size_in_bytes / 2**20
+    print(f"{size} batch {batch}: compiled, {temporaries:.0f} MiB of temporaries")
     return lambda: forward(params, images).block_until_ready()
 
 

@@ -57,7 +57,8 @@ def write_nyu(raw: Path, count: int) -> list[tuple[Path, Path]]:
     made = [(_jpeg(r["image"]), _png((r["depth"] * 1000).astype(np.uint16))) for r in _rooms(480, 640, DISTINCT)]
     files, lines = [], []
     for index, (jpeg, png) in zip(range(count), itertools.cycle(made), strict=False):
-        image, depth = f"scene_{index % 284:04d}/rgb_{index:05d}.jpg", f"scene_{index % 284:04d}/sync_depth_{index:05d}.png"
+        scene = f"scene_{index % 284:04d}"
+        image, depth = f"{scene}/rgb_{index:05d}.jpg", f"{scene}/sync_depth_{index:05d}.png"
         files.append((_put(raw / image, jpeg), _put(raw / depth, png)))
         lines.append(f"/{image} /{depth} 518.8579\n")
     for split in ("train", "test"):

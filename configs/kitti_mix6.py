@@ -1,4 +1,4 @@
-"""KITTI (Eigen split) depth with multi-label dense classification on MIX6, ViT-g/14 frozen: 352x704 of the KITTI benchmark crop.
+"""KITTI depth (Eigen split) with multi-label dense classification on MIX6, ViT-g/14 frozen: crops of 352x704.
 
 Command:  python -m jdepth.main --config configs/kitti_mix6.py \
               --config.backbone.weights=weights/dinov2_vitg14_pretrain.pth

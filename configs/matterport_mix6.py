@@ -5,8 +5,8 @@ Command:  python -m jdepth.main --config configs/matterport_mix6.py \
 Data:     data/matterport and the six members of MIX6, from python -m jdepth.prepare.
 Hardware: as configs/nyu_mix6.py, twice the steps.
 Time:     not yet measured on a GPU; --dry_run prints the FLOPs of a step.
-Expected: AbsRel 0.1728 ± 0.0009 on the validation houses; the paper's own split is unknown, against 0.1874 ± 0.0019 with alpha=1
-          (the paper's tables, four seeds; not yet run here).
+Expected: AbsRel 0.1728 ± 0.0009 on the validation houses, against 0.1874 ± 0.0019 with alpha=1 (the paper's
+          tables, four seeds, on a split of its own that is not known; not yet run here).
 """
 
 from jdepth import config, recipe

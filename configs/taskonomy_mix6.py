@@ -1,4 +1,4 @@
-"""Taskonomy depth with multi-label dense classification on MIX6, ViT-g/14 frozen: a tenth of the images, 16 + 16 per step.
+"""Taskonomy depth with multi-label dense classification on MIX6, ViT-g/14 frozen: a tenth, 16 + 16 per step.
 
 Command:  python -m jdepth.main --config configs/taskonomy_mix6.py \
               --config.backbone.weights=weights/dinov2_vitg14_pretrain.pth

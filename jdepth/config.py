@@ -25,21 +25,21 @@ CHOICES = {
     "optimizer.decay": ("cosine", "constant"),
 }
 AT_LEAST = {
-    "steps": 1, "batch.depth": 1, "batch.auxiliary": 0, "seed": 0, "decoder.channels": 2,
-    "log.every": 1, "checkpoint.every": 1, "evaluate.every": 1, "evaluate.batch": 1,
-    "evaluate.during_limit": 1, "evaluate.limit": 0, "evaluate.pictures": 0, "evaluate.rooms": 0,
-    "data.workers": 0, "data.depth.fraction_seed": 0, "data.depth.limit": 0, "data.auxiliary.limit": 0, "data.depth.rooms": 0,
-    "data.auxiliary.rooms": 0, "loss.silog": 0, "loss.gradient": 0, "loss.silog_group": 1,
-    "optimizer.clip": 0, "optimizer.rate": 0, "optimizer.weight_decay": 0, "backbone.lr_ratio": 0,
-    "gamma": 0, "beta": 0, "depth_range.min": 0, "data.depth.augmentation.rotate_degrees": 0,
+    "steps": 1, "batch.depth": 1, "batch.auxiliary": 0, "seed": 0, "decoder.channels": 2, "log.every": 1,
+    "checkpoint.every": 1, "evaluate.every": 1, "evaluate.batch": 1, "evaluate.during_limit": 1,
+    "evaluate.limit": 0, "evaluate.pictures": 0, "evaluate.rooms": 0, "data.workers": 0,
+    "data.depth.fraction_seed": 0, "data.depth.limit": 0, "data.auxiliary.limit": 0, "data.depth.rooms": 0,
+    "data.auxiliary.rooms": 0, "loss.silog": 0, "loss.gradient": 0, "loss.silog_group": 1, "optimizer.clip": 0,
+    "optimizer.rate": 0, "optimizer.weight_decay": 0, "backbone.lr_ratio": 0, "gamma": 0, "beta": 0,
+    "depth_range.min": 0, "data.depth.augmentation.rotate_degrees": 0, "data.depth.augmentation.max_depth": 0,
     "data.auxiliary.augmentation.crop_attempts": 1, "data.auxiliary.augmentation.brightness": 0,
     "data.auxiliary.augmentation.hue": 0,
 }  # fmt: skip
 # Steps are counted in 32 bits on the device.
 AT_MOST = {"steps": 2**31 - 1}
 SHARES = (
-    "alpha", "data.bad_share", "data.depth.fraction", "loss.silog_warmup_fraction", "optimizer.warmup_fraction", "optimizer.warmup_ratio",
-    "optimizer.final_ratio", "optimizer.beta1_turn",
+    "alpha", "data.bad_share", "data.depth.fraction", "loss.silog_warmup_fraction", "optimizer.warmup_fraction",
+    "optimizer.warmup_ratio", "optimizer.final_ratio", "optimizer.beta1_turn",
     "data.depth.augmentation.rotate_probability", "data.depth.augmentation.flip_probability",
     "data.depth.augmentation.colour_probability", "data.auxiliary.augmentation.flip_probability",
     "data.auxiliary.augmentation.photometric_probability", "data.auxiliary.augmentation.cat_max_ratio",

@@ -42,7 +42,7 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("dataset", None, "data set, such as rooms, folder or nyu", flag_values=values)
     flags.DEFINE_string("path", None, "description file of --dataset=folder", flag_values=values)
     flags.DEFINE_string("data_dir", "data", "folder of the named data sets", flag_values=values)
-    flags.DEFINE_string("split", "val", "split of --dataset", flag_values=values)
+    flags.DEFINE_string("split", None, "split of --dataset; by default its held-out one", flag_values=values)
     flags.DEFINE_string("protocol", None, "evaluation protocol; by default the data set's own", flag_values=values)
     flags.DEFINE_integer(
         "limit", 0, "at most so many images; 0 = all (64 of --dataset=rooms)", lower_bound=0, flag_values=values
@@ -123,10 +123,9 @@ def score_dataset(model: "Predictor", values: flags.FlagValues) -> dict[str, Any
         size = (predictor.trained_size(model.config) if model.config else None) or ROOMS_SIZE
         options = {"size": values.limit or ROOMS, "height": size[0], "width": size[1]}
     source = sources.open_source(
-        values.dataset, split=values.split, path=values.path, data_dir=values.data_dir, **options
+        values.dataset, split=_split(values), path=values.path, data_dir=values.data_dir, **options
     )
-    name = values.protocol or (values.dataset if values.dataset in protocols.PROTOCOLS else "whole")
-    protocol = protocols.protocol(name)
+    protocol = protocols.protocol(values.protocol or protocols.default(values.dataset))
     if model.config and protocol.resize is None:
         protocol = dataclasses.replace(
             protocol, resize=predictor.trained_size(model.config), resize_area=model.preparation.shrink_by_area
@@ -192,14 +191,20 @@ def table(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _split(values: flags.FlagValues) -> str:
+    from jdepth.data import sources
+
+    return values.split or sources.held_out(values.dataset)
+
+
 def _default_out(values: flags.FlagValues) -> Path:
     aligned = "" if values.align == "auto" else "_aligned"
     if values.workdir:
         return Path(values.workdir) / f"evaluation_{values.kind}{aligned}.json"
     checkpoint = Path(values.checkpoint)
     if (checkpoint / "checkpoints").is_dir():
-        return checkpoint / f"evaluation_{values.kind}_{values.dataset}_{values.split}{aligned}.json"
-    return Path(f"evaluation_{checkpoint.stem}_{values.dataset}_{values.split}{aligned}.json")
+        return checkpoint / f"evaluation_{values.kind}_{values.dataset}_{_split(values)}{aligned}.json"
+    return Path(f"evaluation_{checkpoint.stem}_{values.dataset}_{_split(values)}{aligned}.json")
 
 
 if __name__ == "__main__":

@@ -90,6 +90,7 @@ RELEASED: dict[str, Any] = {
                 "rotate_degrees": 2.5,
                 "flip_probability": 0.5,
                 "crop": (416, 544),
+                "max_depth": 0.0,  # metres beyond which depth counts as missing; 0 = none
                 "colour_probability": 0.5,
                 "gamma": (0.9, 1.1),
                 "brightness": (0.75, 1.25),
@@ -157,7 +158,9 @@ DEPTH_SETS: dict[str, dict[str, Any]] = {
     },
     "taskonomy": {
         "batch": {"depth": 16, "auxiliary": 16},
-        "data": {"depth": {"name": "taskonomy", "fraction": 0.1, "augmentation": _NO_FIXED_CROP | {"crop": (416, 512)}}},
+        "data": {
+            "depth": {"name": "taskonomy", "fraction": 0.1, "augmentation": {"fixed_crop": (), "crop": (416, 512)}},
+        },
         "evaluate": {"protocol": "taskonomy", "split": "val"},
     },
     "diode_indoor": {
@@ -166,7 +169,7 @@ DEPTH_SETS: dict[str, dict[str, Any]] = {
     },
     "diode_outdoor": {
         "depth_range": {"max": 80.0},
-        "data": {"depth": {"name": "diode_outdoor", "augmentation": _NO_FIXED_CROP}},
+        "data": {"depth": {"name": "diode_outdoor", "augmentation": _NO_FIXED_CROP | {"max_depth": 80.0}}},
         "evaluate": {"protocol": "diode_outdoor", "split": "val"},
     },
     "kitti": {

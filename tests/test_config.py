@@ -2,6 +2,7 @@
 
 import copy
 import json
+import runpy
 
 import ml_collections
 import pytest
@@ -9,6 +10,7 @@ from tiny_config import ROOT
 from tiny_run import call, folder_set, refused
 
 from jdepth import config, dry_run, inputs, main, recipe, train
+from jdepth.data import protocols, sources
 from jdepth.data.sources.rooms import Rooms
 from jdepth.errors import UserError
 
@@ -268,6 +270,17 @@ def test_dry_run_of_the_quickstart(capsys, monkeypatch, tmp_path):
         assert line in out
     assert "found: 16384 images" in out and "found: 2048 images" in out
     assert not list(tmp_path.iterdir()), "a dry run writes nothing"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
+def test_every_config_is_valid_and_its_protocol_fits_its_set(path):
+    given = config.as_dict(runpy.run_path(str(path))["get_config"]())
+    config.check(given)
+    depth = given["data"]["depth"]["name"]
+    if depth in sources.RAW_SETS:
+        assert given["evaluate"]["protocol"] == depth and given["evaluate"]["split"] == sources.held_out(depth)
+        assert given["depth_range"]["max"] == protocols.protocol(depth).max_depth
+        assert sources.members(given["data"]["auxiliary"]["name"]) == sources.MIXTURES["mix6"]
 
 
 def test_dry_run_of_the_paper_without_data_and_weights(capsys, monkeypatch, tmp_path):

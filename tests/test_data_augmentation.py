@@ -119,6 +119,15 @@ def test_nothing_switched_on_is_the_identity():
     np.testing.assert_array_equal(result["depth"], item["depth"])
 
 
+def test_depth_beyond_the_limit_counts_as_missing():
+    item = noise_item()
+    limit = float(np.median(item["depth"]))
+    off = DepthAugmentation(rotate_probability=0, flip_probability=0, crop=None, colour_probability=0, max_depth=limit)
+    depth = transforms.augment_depth(item, off, rng())["depth"]
+    np.testing.assert_array_equal(depth, np.where(item["depth"] > limit, 0, item["depth"]))
+    assert depth.dtype == np.float32 and (item["depth"] > limit).any()
+
+
 @pytest.mark.parametrize("counter", range(6))
 def test_depth_stays_aligned_with_the_image(counter):
     item = smooth_item()

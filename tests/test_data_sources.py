@@ -9,7 +9,7 @@ from folder_set import HEIGHT, WIDTH, opened, write
 from tiny_config import plain
 
 from jdepth import inputs
-from jdepth.data import sources
+from jdepth.data import protocols, sources
 from jdepth.data.sources.subset import Subset, fixed_subset
 from jdepth.errors import UserError
 
@@ -17,7 +17,7 @@ from jdepth.errors import UserError
 def test_registry_errors(tmp_path):
     with pytest.raises(UserError, match="unknown data set 'nyuu'.*did you mean 'nyu'.*known: .*kitti"):
         sources.open_source("nyuu", split="train")
-    with pytest.raises(UserError, match=r"data not found: nyu; expected .*nyu; prepare .*jdepth\.prepare nyu.*Your own data"):
+    with pytest.raises(UserError, match=r"data not found: nyu; expected .*nyu; prepare .*jdepth\.prepare nyu.*Your own"):
         sources.open_source("nyu", split="train", data_dir=tmp_path)
     with pytest.raises(UserError, match="needs a path"):
         sources.open_source("folder", split="train")
@@ -36,6 +36,15 @@ def test_named_sets_are_found_by_their_description(made):
     assert "nyu" not in sources.missing(["nyu", "sun"], path)
     assert len(sources.open_source("nyu", split="train", data_dir=path, read="depth")) == 3
     assert len(sources.open_source("folder", split="val", path=path / "nyu")) == 1
+
+
+def test_every_set_has_the_split_that_it_is_scored_on():
+    splits = {name: sources.held_out(name) for name in sources.NAMES}
+    assert {name for name, split in splits.items() if split == "test"} == {"nyu", "nyu_labelled", "sun", "sun37", "kitti"}
+    assert splits["nyu_tfds"] == "validation" and splits["folder"] == splits["matterport"] == "val"
+    assert all(split in sources.raw_set(name).counts for name, split in splits.items() if name in sources.RAW_SETS)
+    assert protocols.default("nyu_labelled") == "nyu" and protocols.default("kitti") == "kitti"
+    assert protocols.default("folder") == "whole"
 
 
 def test_mixtures_are_named_by_their_members():

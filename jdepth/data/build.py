@@ -207,7 +207,9 @@ def _written(todo: Sequence[Shard], workers: int) -> Iterator[tuple[Shard, list[
                 for future in wait(waiting, return_when=FIRST_COMPLETED).done:
                     yield waiting.pop(future), future.result()
         except BrokenProcessPool:
-            raise UserError("a worker process was killed, probably for memory; start again with fewer --workers") from None
+            raise UserError(
+                "a worker process was killed, probably for memory; start again with fewer --workers"
+            ) from None
 
 
 @contextmanager

@@ -87,6 +87,12 @@ def protocol(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
+def default(dataset: str) -> str:
+    """Name of the protocol that a data set is scored with: its own, or all valid pixels."""
+    name = {"nyu_labelled": "nyu", "nyu_tfds": "nyu"}.get(dataset, dataset)
+    return name if name in PROTOCOLS else "whole"
+
+
 def prepare(protocol: Protocol, image: np.ndarray, depth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What is scored: the network's input image (h, w, 3) uint8 and the ground truth (H, W) float32 metres."""
     if protocol.kb_crop:

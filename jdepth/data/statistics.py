@@ -82,7 +82,8 @@ def total(parts: Sequence[Statistics]) -> Statistics:
         for size, count in part.sizes.items():
             result._size(size, count)
         if part.classes:
-            result.classes = [a + b for a, b in zip(result.classes or [0] * len(part.classes), part.classes, strict=True)]
+            before = result.classes or [0] * len(part.classes)
+            result.classes = [a + b for a, b in zip(before, part.classes, strict=True)]
         result.checksum = _chain(result.checksum, bytes.fromhex(part.checksum))
     return result
 

@@ -161,7 +161,9 @@ def _usable(source, indices: Iterable[int], replaced: list[Replaced]) -> dict[st
         except BadItem as error:
             replaced.append(Replaced(source.name, source.item_id(index), str(error), len(source)))
             if attempt + 1 == _ATTEMPTS:
-                raise UserError(f"{_ATTEMPTS} items of '{source.name}' in a row cannot be used; the last: {error}") from None
+                raise UserError(
+                    f"{_ATTEMPTS} items of '{source.name}' in a row cannot be used; the last: {error}"
+                ) from None
 
 
 def with_target(sample: dict[str, np.ndarray], stream: AuxiliaryStream, member: int) -> dict[str, np.ndarray]:

@@ -26,6 +26,7 @@ class DepthAugmentation:
         that turn in are black and have no depth.
       flip_probability: horizontal mirror.
       crop: (height, width) at a uniform whole-pixel offset, or None for the whole image.
+      max_depth: metres beyond which depth counts as missing; 0: all of it counts.
       colour_probability, gamma, brightness, colour: ranges of the colour augmentation on the 0..255 scale
         (`jdepth.colour.depth_colour`); `colour` is drawn for each channel.
     """
@@ -38,6 +39,7 @@ class DepthAugmentation:
     rotate_degrees: float = 2.5
     flip_probability: float = 0.5
     crop: tuple[int, int] | None = (416, 544)
+    max_depth: float = 0.0
     colour_probability: float = 0.5
     gamma: tuple[float, float] = (0.9, 1.1)
     brightness: tuple[float, float] = (0.75, 1.25)
@@ -94,6 +96,8 @@ def augment_depth(
     top, left = int(row * (space[0] + 1)), int(column * (space[1] + 1))
     box = (top, top + height, left, left + width)
     image, depth = geometry.cut(image, depth, box, degrees if rotate else 0.0, flip)
+    if augmentation.max_depth:
+        depth = np.where(depth > augmentation.max_depth, np.float32(0), depth)
     return {"image": image, "depth": depth, "colour": colour if recolour else np.ones(5, np.float32)}
 
 
@@ -203,7 +207,7 @@ def draw_photometric(augmentation: AuxiliaryAugmentation, rng: np.random.Generat
 
 
 def _fitted(image: tuple[int, int], scale: tuple[int, int], ratio: float) -> tuple[int, int]:
-    """(height, width) that fits the box scale * ratio, aspect kept; the box has no orientation: long side to long side."""
+    """(height, width) that fits the box scale * ratio, aspect kept; the box has no orientation: long side to long."""
     height, width = image
     box = int(scale[0] * ratio), int(scale[1] * ratio)
     factor = min(max(box) / max(height, width), min(box) / min(height, width))

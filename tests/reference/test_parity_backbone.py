@@ -43,11 +43,12 @@ def reference_states(model, images):
 
 def our_states(model, params, images):
     """The same from ours: class token and patches of every block, then all normalised tokens."""
+    images = images.astype(np.float64 if jax.tree.leaves(params)[0].dtype == np.float64 else np.float32)
     run = jax.jit(lambda p, x: model.apply({"params": p}, x, final_norm=True))
     with jax.default_matmul_precision("highest"):
         taps, tokens = run(params, images)
     states = [np.concatenate([cls[:, None], patches.reshape(1, -1, cls.shape[-1])], 1) for patches, cls in taps]
-    return [np.asarray(state, np.float32) for state in states] + [np.asarray(tokens)]
+    return [np.asarray(state, images.dtype) for state in states] + [np.asarray(tokens)]
 
 
 def errors(reference, ours, registers):
@@ -69,9 +70,9 @@ def report(title, shares):
     print(f"\n{title}: largest {max(shares):.2e}\n  blocks {blocks}\n  final norm {shares[-1]:.1e}")
 
 
-def compare(config, sizes, seed, outliers=False, exact=False):
-    """Largest error over blocks, by size. The reference is freed before ours starts: the largest
-    model would not fit twice. `exact`: the reference computes in double precision."""
+def compare(config, sizes, seed, outliers=False, double=False):
+    """Largest error over blocks, by size, both in float32 or both in float64. The reference is freed before ours
+    starts: the largest model would not fit twice."""
     torch.manual_seed(seed)
     model = port.backbone(config)
     torch_params.randomise(model, seed, outliers)
@@ -79,19 +80,20 @@ def compare(config, sizes, seed, outliers=False, exact=False):
         port.use_original_tables(model.embeddings)
     inputs = [images_of(size, seed + i) for i, size in enumerate(sizes)]
     tensors = torch_params.published_tensors(model)
-    if exact:
+    if double:
         model = model.double()
     references = [reference_states(model, images) for images in inputs]
     del model
     gc.collect()
-    params = jax.tree.map(jnp.asarray, torch_params.backbone_tree(tensors, config.depth))
+    dtype = jnp.float64 if double else jnp.float32
+    params = jax.tree.map(lambda a: jnp.asarray(a, dtype), torch_params.backbone_tree(tensors, config.depth))
     del tensors
     gc.collect()
-    ours = VisionTransformer(every_block(config))
+    ours = VisionTransformer(every_block(config), dtype)
     worst = {}
     for size, images, reference in zip(sizes, inputs, references):
         shares, of_block = errors(reference, our_states(ours, params, images), config.registers)
-        report(f"{config.name}{' with outliers' if outliers else ''} {size[0]}x{size[1]}", shares)
+        report(f"{config.name}{' with outliers' if outliers else ''} {size[0]}x{size[1]} {jnp.dtype(dtype)}", shares)
         print(f"  as a share of the whole block's scale: largest {max(of_block):.2e}")
         worst[size] = max(shares)
     return worst
@@ -122,10 +124,15 @@ def test_base_and_large(size, registers):
 
 @pytest.mark.slow
 def test_giant():
-    """Over 40 blocks with outliers PyTorch's own float32 is 1.7e-4 away from its float64 (490x644), ours 6.4e-5; in
-    float64 the two agree to 3e-13. So ours, in float32, is held against the reference in float64."""
-    worst = compare(BACKBONES["dinov2_vitg14"], SIZES, seed=5, outliers=True, exact=True)
-    assert max(worst.values()) <= TOLERANCE
+    assert max(compare(BACKBONES["dinov2_vitg14"], SIZES, seed=5).values()) <= TOLERANCE
+
+
+@pytest.mark.slow
+def test_giant_with_outlier_channels(x64):
+    """In float64: over 40 blocks with outliers PyTorch's own float32 is 1.7e-4 away from its float64 (ours 6e-5), so
+    that a comparison in float32 would say nothing about either."""
+    worst = compare(BACKBONES["dinov2_vitg14"], SIZES[2:], seed=5, outliers=True, double=True)
+    assert max(worst.values()) <= 1e-10
 
 
 @pytest.mark.parametrize("outliers", [False, True])

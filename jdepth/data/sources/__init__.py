@@ -78,6 +78,14 @@ def is_mixture(name: str) -> bool:
     return name in MIXTURES or "+" in name
 
 
+def held_out(name: str) -> str:
+    """The split of a data set that it is scored on: the published one, or "val"."""
+    if name == "nyu_tfds":
+        return "validation"
+    counts = raw_set(name).counts if name in RAW_SETS else {}
+    return "test" if counts and "val" not in counts else "val"
+
+
 def find(name: str, data_dir: str | Path) -> Path | None:
     """Where a published set is: its description file or the folder of its records; None where it is absent."""
     if name not in RAW_SETS:
