@@ -59,6 +59,15 @@ def test_tum(opened, samples):
     np.testing.assert_allclose(source[0]["depth"], stored / 5000, rtol=1e-6)
 
 
+def test_7scenes(opened, samples):
+    source = opened("7scenes")
+    assert len(source) == 13
+    stored = cv2.imread(str(samples / "rgbd/7scenes_tsdf/frame-000080.depth.png"), cv2.IMREAD_UNCHANGED)
+    depth = source[1]["depth"]
+    np.testing.assert_allclose(depth, np.where(stored == 65535, 0, stored) / 1000, rtol=1e-6)
+    assert 0.3 < depth[depth > 0].min() and depth.max() < 10
+
+
 def test_ade20k_zero_is_ignored(opened, samples):
     source = opened("ade20k_sample")
     stored = np.asarray(Image.open(samples / "seg/ade20k_sample/annotations/ADE_val_00000002.png")).astype(int)

@@ -326,7 +326,7 @@ def _check_space(todo: Sequence[Shard], folder: Path) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
-            f"{folder}: about {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free; make space, give another "
+            f"{folder}: about {needed / 1e9:.2g} GB are needed, {free / 1e9:.2g} GB are free; make space, give another "
             "--out, or a part with --fraction"
         )
 

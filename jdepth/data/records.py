@@ -84,7 +84,7 @@ def write_shard(path: Path, kind: str, dtype: str, records: Iterable[dict[str, A
       records: {"id": str, "image": encoded bytes, kind: (H, W) array of `dtype`}.
 
     Raises:
-      OSError: the disk is full or not writable; nothing is left at `path`.
+      UserError: the disk is full or not writable; nothing is left at `path`.
     """
     from array_record.python import array_record_module
 
@@ -103,7 +103,8 @@ def write_shard(path: Path, kind: str, dtype: str, records: Iterable[dict[str, A
             os.fsync(file.fileno())
         part.replace(path)
     except RuntimeError as error:  # what array_record raises when the disk refuses
-        raise OSError(None, f"cannot be written ({error}); check the free space and permissions", str(path)) from None
+        reason = str(error).split(";")[0]
+        raise UserError(f"{path}: cannot be written ({reason}); check the free space and permissions") from None
     finally:
         part.unlink(missing_ok=True)
 
