@@ -5,7 +5,6 @@ Metres come first; how they are stored is written out here and does not use the 
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -13,20 +12,7 @@ import cv2
 import h5py
 import numpy as np
 import scipy.io
-
-# (height, width): odd, not square.
-SIZES = ((15, 17), (21, 13), (17, 19), (13, 23))
-
-
-@dataclass(frozen=True)
-class Expected:
-    """What an item must read as: image (H, W, 3) uint8 RGB; values (H, W) float32 metres or uint8 train ids."""
-
-    image: np.ndarray
-    values: np.ndarray
-
-
-Splits = dict[str, dict[str, Expected]]
+from raw_trees import SIZES, Expected, Splits
 
 
 class Maker:

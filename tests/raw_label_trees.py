@@ -6,7 +6,6 @@ The rules from stored to train ids are written out here and do not use the packa
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -14,9 +13,7 @@ import numpy as np
 import scipy.io
 import scipy.sparse
 from PIL import Image
-
-# (height, width): odd, not square, room for every stored id of the largest set.
-SIZES = ((15, 17), (21, 13), (17, 19), (13, 23))
+from raw_trees import SIZES, Expected, Splits
 
 ADE20K = {0: 255, **{v: v - 1 for v in range(1, 151)}}
 CITYSCAPES34 = {**{v: v for v in range(34)}, 255: 255}
@@ -45,17 +42,6 @@ CONTEXT_MAT = {
     397: 49, 415: 50, 416: 51,  # table, track, train
     427: 54, 440: 55, 445: 56, 454: 57, 458: 58,  # tvmonitor, wall, water, window, wood
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Expected:
-    """What an item must read as: image (H, W, 3) uint8 RGB, values (H, W) uint8 train ids."""
-
-    image: np.ndarray
-    values: np.ndarray
-
-
-Splits = dict[str, dict[str, Expected]]
 
 
 class Maker:

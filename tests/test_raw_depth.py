@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import scipy.io
 from raw_depth_trees import LAYOUTS, TREES, cells, write_16_bits
+from raw_trees import refused
 
 from jdepth.data import raw_folder
 from jdepth.data.sources import raw_set, sun_rgbd, taskonomy
 from jdepth.data.sources.raw import Item
-from jdepth.errors import UserError
 
 ALL = TREES | LAYOUTS
 FILES = [name for name in TREES if name not in ("nyu_labelled", "sun37")]
@@ -54,16 +54,6 @@ def matches(found, item, expected):
         np.testing.assert_array_equal(metres, expected.values, strict=True)
     else:
         np.testing.assert_array_equal(read["label"], expected.values, strict=True)
-
-
-def refused(call, *parts):
-    """The call raises one line that contains all the parts."""
-    with pytest.raises(UserError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in parts:
-        assert str(part) in message, message
 
 
 @pytest.mark.parametrize("name", ALL)

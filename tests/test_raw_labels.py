@@ -9,10 +9,10 @@ import pytest
 import scipy.io
 from PIL import Image
 from raw_label_trees import TREES, write_context, write_grey, write_palette, write_sbd
+from raw_trees import refused
 
 from jdepth.data import raw_folder
 from jdepth.data.sources import raw_set
-from jdepth.errors import UserError
 
 
 def opened(name, root):
@@ -32,16 +32,6 @@ def matches(item, expected):
     np.testing.assert_array_equal(image, expected.image)
     assert item["label"].dtype == np.uint8
     np.testing.assert_array_equal(item["label"], expected.values)
-
-
-def refused(call, *parts):
-    """The call raises one line that contains all the parts."""
-    with pytest.raises(UserError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in parts:
-        assert str(part) in message, message
 
 
 @pytest.mark.parametrize("name", TREES)

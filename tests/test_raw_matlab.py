@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import scipy.io
 from raw_depth_trees import TREES, cells, matlab_7_3
+from raw_trees import refused
 
 from jdepth.data.sources import matlab, raw_set
 from jdepth.data.sources.raw import Item
-from jdepth.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -27,16 +27,6 @@ def rewritten(path):
     """The file, empty and open for writing; readers shall see the new one."""
     matlab._file.cache_clear()
     return matlab_7_3(path)
-
-
-def refused(call, *parts):
-    """The call raises one line that contains all the parts."""
-    with pytest.raises(UserError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in parts:
-        assert str(part) in message, message
 
 
 def test_missing_variable_of_the_labelled_set(tmp_path):
