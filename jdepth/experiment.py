@@ -142,13 +142,13 @@ def _warm_start(path: str, target: dict[str, Any], frozen: bool) -> tuple[dict[s
     if (Path(path) / "config.json").is_file() and (Path(path) / "checkpoints").is_dir():
         source = _run_params(Path(path))
     else:
-        loaded = weights.load(path)
-        if loaded.info.family not in ("dinov2", "dinov2_dpt"):
+        family = weights.family(path)
+        if family not in ("dinov2", "dinov2_dpt"):
             raise UserError(
-                f"config.init_from: {path} holds {loaded.info.model}, whose decoder and head are not those that are "
-                "trained here; name its encoder as config.backbone.weights"
+                f"config.init_from: {path} is of the family {family}, whose decoder and head are not those that are "
+                "trained here; to start from its backbone, give the file as config.backbone.weights"
             )
-        source = loaded.params
+        source = weights.load(path).params
     if frozen:
         # The frozen backbone is named by config.backbone.weights alone.
         source = {k: v for k, v in source.items() if k != "backbone"}

@@ -153,7 +153,8 @@ class _Command:
                     full |= {shape} if len(group) == self.values.batch else set()
                     # A program for whole batches of this size serves the last, smaller one too.
                     rows = self.values.batch if shape in full else None
-                    predictions = self.model.batch([pixels for _, pixels in group], self.values.flip, rows)
+                    more = f" and {len(group) - 1} more" if len(group) > 1 else ""
+                    predictions = self._predict(f"{group[0][0]}{more}", [pixels for _, pixels in group], rows)
                 except UserError as error:  # more pixels than memory takes
                     self._report(error)
                     self.unread += len(group)
@@ -195,6 +196,13 @@ class _Command:
                 yield waiting.pop(next(iter(waiting)))
         yield from waiting.values()
 
+    def _predict(self, what: Path | str, images: list, rows: int | None) -> list:
+        """Predictions of one batch; what is wrong is said of `what`."""
+        try:
+            return self.model.batch(images, self.values.flip, rows)
+        except UserError as error:
+            raise UserError(f"{what}: {error}") from error
+
     def _report(self, error: UserError) -> None:
         self.bad += 1
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -235,7 +243,7 @@ class _Command:
             with tqdm(total=about.frames or None, desc=path.name, unit="frame", disable=None, leave=False) as bar:
                 rows = min(self.values.batch, about.frames or self.values.batch)
                 for batch in _chunks(video.frames(path), rows):
-                    predictions = self.model.batch(batch, self.values.flip, rows)
+                    predictions = self._predict(path, batch, rows)
                     limits = limits or colourmap.depth_range(*(p.values for p in predictions))
                     for prediction in predictions:
                         if self.values.frames:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from tiny_config import ROOT
 from tiny_run import SHORT, call, folder_set, picture, refused, save_backbone
+from weights_files import depth_anything_shapes, empty_tensors, write_zip
 
 from jdepth import checkpoint, inputs, logbook, main, predict, weights
 from jdepth.data import order
@@ -57,8 +58,8 @@ def on_folder(description, **changes) -> dict:
 def test_the_papers_data_is_not_there(start):
     line = start(config=NYU_MIX6)
     assert "data not found: nyu, ade20k, sun37, cityscapes34, coco_stuff, voc21, context59; expected" in line
-    assert "data/nyu/dataset.json" in line and "README" in line
-    assert "expected elsewhere/nyu/dataset.json" in start(config=NYU_MIX6, data_dir="elsewhere", alpha=1.0)
+    assert "data/nyu," in line and "jdepth.prepare nyu" in line and "README" in line
+    assert "expected elsewhere/nyu;" in start(config=NYU_MIX6, data_dir="elsewhere", alpha=1.0)
 
 
 def test_unknown_names(start):
@@ -216,6 +217,16 @@ def test_init_from_something_else(start, tmp_path):
     pico = save_backbone(tmp_path / "pico.safetensors")
     line = start(**{"init_from": pico, "backbone.name": "vit_nano14", "alpha": 1.0})
     assert "nothing in the weights to start from fits this model" in line
+
+
+@pytest.mark.parametrize("name", ["depth_anything_v2_vits.pth", "a_name_that_says_nothing.pth"])
+def test_init_from_a_depth_anything_model(start, tmp_path, name):
+    """Its decoder and head are of another kind; its encoder is taken elsewhere."""
+    file = write_zip(tmp_path / name, empty_tensors(depth_anything_shapes("s")))
+    for backbone in ("vit_pico14", "dinov2_vits14"):
+        line = start(**{"init_from": file, "backbone.name": backbone, "alpha": 1.0})
+        assert f"config.init_from: {file} is of the family depth_anything" in line
+        assert "give the file as config.backbone.weights" in line
 
 
 # ---- Workdirs -----------------------------------------------------------------------------------------

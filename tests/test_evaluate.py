@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from tiny_run import call, folder_set, picture, refused
 
-from jdepth import evaluate, predictor
+from jdepth import evaluate, memory, predictor
 from jdepth.data import protocols
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -118,8 +118,8 @@ def test_wrong_data_sets(model_file, here, tmp_path, capsys):
         return refused(capsys, evaluate, f"--checkpoint={model_file}", *arguments)
 
     assert "unknown data set 'romms' (did you mean 'rooms'?)" in line("--dataset=romms")
-    assert "data not found: nyu; expected data/nyu/dataset.json" in line("--dataset=nyu")
-    assert "expected there/nyu/dataset.json" in line("--dataset=nyu", "--data_dir=there")
+    assert "data not found: nyu; expected data/nyu; prepare" in line("--dataset=nyu")
+    assert "expected there/nyu; prepare" in line("--dataset=nyu", "--data_dir=there")
     assert "data set 'folder' needs a path" in line("--dataset=folder")
     assert "not found: nothere" in line("--dataset=folder", "--path=nothere")
     assert "no split 'tests'" in line("--dataset=rooms", "--split=tests")
@@ -143,6 +143,19 @@ def test_depth_without_a_valid_pixel(model_file, here, tmp_path, capsys):
         Image.fromarray(np.zeros(picture().shape[:2], np.uint16)).save(path)
     line = refused(capsys, evaluate, f"--checkpoint={model_file}", "--dataset=folder", f"--path={description}")
     assert "no image has a valid pixel under protocol whole" in line
+
+
+def test_what_memory_cannot_take_is_refused_before_it_runs(run, model_file, here, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(memory, "free", lambda: 1000)
+    description = folder_set(tmp_path / "set")
+    for arguments in (
+        (f"--workdir={run}",),
+        (f"--checkpoint={model_file}", f"--path={description}", "--batch=2"),
+        (f"--checkpoint={model_file}", f"--path={description}", "--align=disparity"),
+    ):
+        line = refused(capsys, evaluate, *arguments)
+        assert " pixels need " in line and "GiB are free; take a smaller --batch" in line
+    assert not list(here.iterdir()) and not (run / "evaluation_best.json").exists()
 
 
 def test_a_weights_file_is_not_a_workdir(model_file, tmp_path, capsys):

@@ -1,5 +1,7 @@
 """Resizing: hand-computed cases, gradients, types and the position table."""
 
+import tracemalloc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,6 +55,17 @@ def test_bilinear_equals_its_matrices(x64, size_in, size_out, align_corners):
     ours, gradient = value_and_pullback(x, g)
     np.testing.assert_allclose(ours, np.einsum("oh,pw,bhwc->bopc", rows, columns, x), atol=1e-13)
     np.testing.assert_allclose(gradient, np.einsum("oh,pw,bopc->bhwc", rows, columns, g), atol=1e-13)
+
+
+def test_bilinear_of_a_long_strip_needs_no_matrix():
+    """The one of 5,000 to 10,000 columns has 400 MB, and that of a strip of 100,000 does not fit into memory."""
+    x = jax.ShapeDtypeStruct((1, 2, 5_000, 1), jnp.float32)
+    tracemalloc.start()
+    try:
+        assert jax.eval_shape(lambda x: resize.bilinear(x, (4, 10_000), True), x).shape == (1, 4, 10_000, 1)
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_bilinear_types_and_identity():

@@ -44,6 +44,44 @@ def test_ply_is_read_back(tmp_path):
         assert tuple(body[15 * row + 12 : 15 * row + 15]) == tuple(colours[row])
 
 
+def read_ply(path):
+    """(metres (N, 3), colours (N, 3)) by the names and types in the file's own header."""
+    header, body = path.read_bytes().split(b"end_header\n", 1)
+    types = {"float": "<f4", "uchar": "u1"}
+    fields = [line.split()[1:] for line in header.decode("ascii").splitlines() if line.startswith("property ")]
+    vertices = np.frombuffer(body, [(name, types[kind]) for kind, name in fields])
+    return (np.stack([vertices[name] for name in names], 1) for names in ("xyz", ("red", "green", "blue")))
+
+
+# Folder, image, depth, values per metre, invalid values, camera matrix (fx, fy, cx, cy).
+FRAMES = [
+    ("tum_slambook2", "1.png", "1_depth.png", 5000, (0,), (520.9, 521.0, 325.1, 249.7)),
+    ("7scenes_tsdf", "frame-000000.color.jpg", "frame-000000.depth.png", 1000, (0, 65535), (585.0, 585.0, 320.0, 240.0)),
+]
+
+
+@pytest.mark.parametrize("folder, image, depth, scale, invalid, camera", FRAMES, ids=[f[0] for f in FRAMES])
+def test_a_real_frame(samples, tmp_path, folder, image, depth, scale, invalid, camera):
+    """True depth and intrinsics: every valid pixel's ray, to its depth, in its colour; invalid pixels left out."""
+    raw = np.asarray(Image.open(samples / "rgbd" / folder / depth)).astype(np.int64)
+    seen = ~np.isin(raw, invalid)
+    metres = np.where(seen, raw / scale, 0).astype(np.float32)
+    pixels = images.read_image(samples / "rgbd" / folder / image)
+    cloud, valid = point_cloud.points(metres, camera[:2], camera[2:])
+    point_cloud.write_ply(tmp_path / "a.ply", cloud, pixels[valid])
+
+    found, colours = read_ply(tmp_path / "a.ply")
+    assert 0.5 < seen.mean() < 0.95 and len(found) == seen.sum()
+    matrix = np.array([[camera[0], 0, camera[2]], [0, camera[1], camera[3]], [0, 0, 1]])
+    rows, columns = np.nonzero(seen)
+    rays = np.linalg.solve(matrix, np.stack([columns, rows, np.ones(len(rows))])).T
+    expected = rays * raw[seen][:, None] / scale
+    assert np.linalg.norm(found - expected, axis=1).max() < 1e-3
+    assert np.abs(np.linalg.norm(found, axis=1) - np.linalg.norm(expected, axis=1)).max() < 1e-3
+    with Image.open(samples / "rgbd" / folder / image) as opened:
+        np.testing.assert_array_equal(colours, np.asarray(opened.convert("RGB"))[rows, columns])
+
+
 def test_focal_length_from_exif(tmp_path):
     exif = Image.Exif()
     exif.get_ifd(0x8769)[0xA405] = 50

@@ -1,6 +1,5 @@
 """Prediction: every kind of image, what is written, what is refused, and the same from Python."""
 
-import io
 import json
 import shutil
 import tracemalloc
@@ -8,11 +7,12 @@ import tracemalloc
 import jax
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import Image
+from test_images import HOSTILE
 from tiny_run import HEIGHT, WIDTH, call, picture, refused, save_backbone
 
 import jdepth
-from jdepth import images, memory, predict, predictor, results
+from jdepth import memory, predict, predictor, results, scoring
 from jdepth.errors import UserError
 from jdepth.models import resize
 
@@ -92,95 +92,16 @@ def test_wrong_things_are_refused(model):
 # ---- Images as they come ------------------------------------------------------------------------------
 
 
-def test_upright_as_the_exif_tag_says(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned by 90 degrees
-    Image.fromarray(picture()).save(tmp_path / "a.png", exif=exif)
-    np.testing.assert_array_equal(images.read_image(tmp_path / "a.png"), np.rot90(picture(), -1))
-
-
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-def test_damaged_exif_does_not_matter(tmp_path):
-    Image.fromarray(picture()).save(tmp_path / "a.jpg", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff")
-    assert images.read_image(tmp_path / "a.jpg").shape == picture().shape
-
-
-def test_grey_palette_alpha_and_cmyk_become_rgb(tmp_path):
-    pixels = Image.fromarray(picture())
-    grey = np.asarray(pixels.convert("L"))
-    for name, image, expected in (
-        ("grey.png", pixels.convert("L"), np.repeat(grey[..., None], 3, 2)),
-        ("grey_alpha.png", pixels.convert("LA"), np.repeat(grey[..., None], 3, 2)),
-        ("alpha.png", Image.fromarray(np.dstack([picture(), grey])), picture()),
-        ("palette.png", pixels.quantize(255), np.asarray(pixels.quantize(255).convert("RGB"))),
-        ("bits.png", pixels.convert("1"), np.repeat(255 * np.asarray(pixels.convert("1"), np.uint8)[..., None], 3, 2)),
-        ("cmyk.tif", pixels.convert("CMYK"), picture()),
-    ):
-        image.save(tmp_path / name)
-        read = images.read_image(tmp_path / name)
-        assert read.dtype == np.uint8, name
-        np.testing.assert_array_equal(read, expected, err_msg=name)
-
-
-@pytest.mark.parametrize("suffix", ["png", "tif"])
-@pytest.mark.parametrize("highest", [255, 65535])
-def test_sixteen_bits_are_read_as_in_training(tmp_path, suffix, highest):
-    from jdepth.data.sources import decode
-
-    values = np.random.default_rng(0).integers(0, highest + 1, (HEIGHT, WIDTH)).astype(np.uint16)
-    path = tmp_path / f"a.{suffix}"
-    Image.fromarray(values).save(path)
-    np.testing.assert_array_equal(images.read_image(path), decode.read_image(path))
-    np.testing.assert_array_equal(images.read_image(path)[..., 0], values >> 8)
-
-
-def test_pixels_without_a_known_range_are_refused(tmp_path):
-    Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "float.tif")
-    Image.fromarray(np.full((4, 4), 70000, np.int32)).save(tmp_path / "wide.tif")
-    for name in ("float.tif", "wide.tif"):
-        with pytest.raises(UserError, match=f"{name}: .*expected 8 or 16 bits"):
-            images.read_image(tmp_path / name)
-
-
-def long_text(path, add):
-    """A sound picture whose PNG has, in a few kilobytes, more text than Pillow takes."""
-    text = PngImagePlugin.PngInfo()
-    getattr(text, add)("comment", "x" * 2**21, zip=True)
-    Image.fromarray(picture()).save(path, pnginfo=text)
-
-
-def blp(compression):
-    written = io.BytesIO()
-    Image.fromarray(picture()).quantize().save(written, "BLP")
-    return written.getvalue()[:4] + compression.to_bytes(4, "little") + written.getvalue()[8:]
-
-
-HOSTILE = {
-    "ztxt.png": lambda path: long_text(path, "add_text"),
-    "itxt.png": lambda path: long_text(path, "add_itxt"),
-    "icc.png": lambda path: Image.fromarray(picture()).save(path, icc_profile=bytes(2**21)),
-    "deep.pgm": lambda path: path.write_bytes(b"P5 2 2 70000\n" + bytes(8)),
-    "wordy.ppm": lambda path: path.write_bytes(b"P6 2 two 255\n" + bytes(12)),
-    "unknown.blp": lambda path: path.write_bytes(blp(compression=209)),
-}
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_files_that_open_strangely_are_refused(tmp_path, name):
-    HOSTILE[name](tmp_path / name)
-    with pytest.raises(UserError, match=f"{name}: not a(n image file| readable image)"):
-        images.read_image(tmp_path / name)
-
-
 def test_tiny_and_narrow_images(model):
     assert model(picture(height=1, width=1)).values.shape == (1, 1)
     assert model(picture(height=1, width=90)).values.shape == (1, 90)
 
 
-def test_of_an_animation_the_first_frame(tmp_path):
-    frames = [Image.fromarray(picture(n)).quantize(255) for n in range(3)]
-    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    np.testing.assert_array_equal(images.read_image(tmp_path / "a.gif"), np.asarray(frames[0].convert("RGB")))
+def test_the_command_tells_of_an_animation_once(model_file, tmp_path, caplog):
+    frames = [Image.fromarray(picture(n)) for n in range(2)]
+    frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:])
+    assert call(predict, f"--checkpoint={model_file}", f"--out={tmp_path}/out", tmp_path / "a.webp") == 0
+    assert caplog.text.count("a.webp: the first of 2 frames is used") == 1
 
 
 def test_enormous_images(model_file, tmp_path, capsys):
@@ -189,7 +110,7 @@ def test_enormous_images(model_file, tmp_path, capsys):
     Image.fromarray(picture(height=20, width=20_000)).save(tmp_path / "strip.png")
     arguments = (f"--checkpoint={model_file}", f"--out={tmp_path}/out", tmp_path / "square.png", tmp_path / "strip.png")
     assert call(predict, *arguments) == 2
-    assert "square.png: not a readable image" in capsys.readouterr().err
+    assert "square.png: has more than 178 megapixels; make it smaller" in capsys.readouterr().err
     assert np.load(tmp_path / "out" / "strip_depth.npy").shape == (20, 20_000)
 
 
@@ -197,8 +118,19 @@ def test_what_memory_cannot_take_is_refused_before_it_runs(model_file, photos, t
     monkeypatch.setattr(memory, "free", lambda: 1000)
     assert call(predict, f"--checkpoint={model_file}", f"--out={tmp_path}/out", photos / "0.png") == 2
     line = capsys.readouterr().err
-    assert f"1 × {HEIGHT}x{WIDTH} pixels need " in line and "GiB are free; take a smaller --batch" in line
+    assert line.startswith(f"error: {photos / '0.png'}: 1 × {HEIGHT}x{WIDTH} pixels need ")
+    assert "GiB are free; take a smaller --batch" in line
     assert not (tmp_path / "out").exists()
+
+
+def test_a_batch_that_memory_cannot_hold_is_read_in_parts(model_file, photos, tmp_path, monkeypatch, capsys):
+    """Two images are as much as there is room for: more are not read at once, whatever --batch says."""
+    monkeypatch.setattr(memory, "free_on_host", lambda: 2 * picture().nbytes - 1)
+    monkeypatch.setattr(memory, "free", lambda: 1000)
+    assert call(predict, f"--checkpoint={model_file}", f"--out={tmp_path}/out", "--batch=64", photos) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert f"0.png and 1 more: 2 × {HEIGHT}x{WIDTH} pixels need" in first
+    assert f"2.bmp: 1 × {HEIGHT}x{WIDTH} pixels need" in second
 
 
 def test_free_memory_is_told():
@@ -206,11 +138,14 @@ def test_free_memory_is_told():
 
 
 def test_old_sizes_are_forgotten(model_file, monkeypatch):
-    monkeypatch.setattr(predictor, "MOST_COMPILED", 2)
+    compiled = []
+    monkeypatch.setattr(scoring, "MOST_COMPILED", 2)
+    monkeypatch.setattr(memory, "check", lambda program, rows, size, name: compiled.append(size[1]))
     model = jdepth.load(model_file)
     first = model(picture(height=14, width=14))
-    for width in (15, 16, 14):
-        assert model(picture(height=14, width=width)).values.shape == (14, width) and len(model._compiled) <= 2
+    for width in (15, 15, 16, 16, 14, 16):
+        assert model(picture(height=14, width=width)).values.shape == (14, width)
+    assert compiled == [14, 15, 16, 14]
     np.testing.assert_array_equal(model(picture(height=14, width=14)), first)
 
 
@@ -350,6 +285,15 @@ def test_out_is_checked_before_anything_is_computed(photos, tmp_path, capsys):
     assert len(written(photos)) == 4
     line = refused(capsys, predict, f"--checkpoint={tmp_path}/file", f"--out={tmp_path}/file/sub", photos)
     assert "error: " in line and not list(tmp_path.glob("**/*_depth.*"))
+
+
+def test_a_full_disk_is_told(model_file, photos, tmp_path, monkeypatch, capsys):
+    def full(*arguments):
+        raise OSError("19200 requested and 992 written")  # NumPy's, which has no error number
+
+    monkeypatch.setattr(results.np, "save", full)
+    line = refused(capsys, predict, f"--checkpoint={model_file}", f"--out={tmp_path}/out", photos / "0.png")
+    assert line == f"error: --out: cannot write to {tmp_path}/out (19200 requested and 992 written)"
 
 
 def test_checkpoints_that_are_none(photos, tmp_path, capsys):

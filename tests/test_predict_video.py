@@ -1,11 +1,12 @@
 """Prediction of videos, batches, sheets and point clouds by the command."""
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 from tiny_run import HEIGHT, WIDTH, call, picture, refused
 
-from jdepth import predict, predictor, video
+from jdepth import memory, predict, predictor, video
 from jdepth.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -66,6 +67,35 @@ def test_broken_videos_are_told(model_file, clip, tmp_path, capsys):
     assert (out / "clip_colour.mp4").exists(), "the others go on"
     with pytest.raises(UserError, match="no such file"):
         video.info(tmp_path / "nothere.mp4")
+
+
+def test_a_broken_video_is_told_in_one_line(model_file, tmp_path, capfd):
+    """Nothing from FFmpeg or OpenCV beside it."""
+    (tmp_path / "a.mp4").write_bytes(np.random.default_rng(0).bytes(100_000))
+    capfd.readouterr()
+    assert call(predict, f"--checkpoint={model_file}", f"--out={tmp_path / 'out'}", tmp_path / "a.mp4") == 2
+    assert capfd.readouterr().err == f"error: {tmp_path / 'a.mp4'}: not a readable video\n"
+
+
+def test_a_video_that_could_not_be_written_whole_is_told(model_file, clip, tmp_path, monkeypatch, capsys):
+    """OpenCV writes on when the disk is full, and leaves a file that cannot be played."""
+    class Full(video.Writer):
+        def close(self):
+            self._writer.release()
+            self._path.write_bytes(self._path.read_bytes()[:200])
+            self._writer = cv2.VideoWriter()
+            super().close()
+
+    monkeypatch.setattr(video, "Writer", Full)
+    line = refused(capsys, predict, f"--checkpoint={model_file}", f"--out={tmp_path / 'out'}", clip)
+    assert "clip_colour.mp4: could not be written to its end; is there free space?" in line
+    assert not (tmp_path / "out" / "clip_colour.mp4").exists()
+
+
+def test_a_batch_of_frames_that_memory_cannot_hold(model_file, clip, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(memory, "free", lambda: 1000)
+    line = refused(capsys, predict, f"--checkpoint={model_file}", f"--out={tmp_path / 'out'}", "--batch=64", clip)
+    assert f"{clip}: {FRAMES} × {HEIGHT}x{WIDTH} pixels need" in line
 
 
 def test_batches_of_one_size(model_file, tmp_path):

@@ -33,6 +33,7 @@ __all__ = [
     "WeightsInfo",
     "check_belongs",
     "check_destination",
+    "family",
     "fingerprint",
     "flatten",
     "load",
@@ -44,6 +45,10 @@ __all__ = [
 save = converted.save
 check_destination = converted.check_destination
 INDEX = "model.safetensors.index.json"
+# A backbone last: larger models hold one, under the same names.
+FAMILIES = {
+    "depth_anything": depth_anything, "dinov2_dpt": dinov2_dpt, "dinov2_linear": dinov2_linear, "dinov2": dinov2,
+}  # fmt: skip
 FOLDER_FILES = ("model.safetensors", INDEX, "pytorch_model.bin")  # of a Hugging Face folder, first wins
 
 
@@ -76,6 +81,15 @@ def load(
     if backbone not in (None, weights.info.backbone):
         raise UserError(f"{file}: belongs to the backbone {weights.info.backbone}, expected {backbone}")
     return weights
+
+
+def family(path: str | Path) -> str:
+    """The family (see `WeightsInfo`) of a weights file, told by its tensors' names alone."""
+    file = _locate(Path(path))
+    with _opened(file) as (tensors, metadata):
+        if converted.METADATA in metadata:
+            return converted.read_info(metadata[converted.METADATA], file).family
+        return _recognised(tensors, file)
 
 
 def check_belongs(head: WeightsInfo, backbone: WeightsInfo, source: str | Path, path: str | Path) -> None:
@@ -124,9 +138,12 @@ def _load_foreign(tensors: Mapping[str, FileTensor], file: Path, model: str | No
     if depth_anything.recognise(tensors) and list(parts) == ["backbone"] and model is None:
         flat, info = depth_anything.load_encoder(tensors, file)
         return Weights(unflatten(flat), info)
-    # A backbone last: larger models hold one, under the same names.
-    for family in (depth_anything, dinov2_dpt, dinov2_linear, dinov2):
-        if family.recognise(tensors) and not (family is dinov2 and any(name.startswith("neck.") for name in tensors)):
-            flat, info = family.load(tensors, file, model)
-            return Weights(unflatten(flat), info)
+    flat, info = FAMILIES[_recognised(tensors, file)].load(tensors, file, model)
+    return Weights(unflatten(flat), info)
+
+
+def _recognised(tensors: Mapping[str, FileTensor], file: Path) -> str:
+    for name, layout in FAMILIES.items():
+        if layout.recognise(tensors) and not (name == "dinov2" and any(n.startswith("neck.") for n in tensors)):
+            return name
     raise UserError(f"{file}: {resemblance.describe(tensors)}; python -m jdepth.convert --list shows what is known")

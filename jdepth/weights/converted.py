@@ -68,7 +68,7 @@ def _flush(path: Path) -> None:
 
 def load(tensors: Mapping[str, FileTensor], metadata: Mapping[str, str], path: Path) -> Weights:
     """Weights of an opened converted file; `metadata` has the key METADATA."""
-    info = _info(metadata[METADATA], path)
+    info = read_info(metadata[METADATA], path)
     _check({name: tensor.shape for name, tensor in tensors.items()}, info, path)
     for name, tensor in tensors.items():
         if tensor.dtype not in FLOATS:
@@ -151,7 +151,8 @@ FAMILIES = {
 }
 
 
-def _info(text: str, path: Path) -> WeightsInfo:
+def read_info(text: str, path: Path) -> WeightsInfo:
+    """What a converted file's metadata say that it is; UserError where they cannot be right."""
     with blame(path):
         values = json.loads(text)
         if not isinstance(values, dict) or values.pop("format", None) != FORMAT:

@@ -81,5 +81,5 @@ def choose(
         return fitting[0]
     raise UserError(
         f"{path}: cannot tell which model this is: {' or '.join(candidates)}; "
-        "say which with --model NAME, or keep the official file name"
+        "say which with --model NAME (before training: of jdepth.convert), or keep the official file name"
     )
