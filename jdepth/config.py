@@ -217,12 +217,9 @@ def as_dict(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The config that a run left in its workdir; keys that came later have the recipe's value, which changes nothing.
-
-    Raises UserError if it cannot be read or is no longer valid.
-    """
+    """The config that a run left in its workdir. Raises UserError if it cannot be read or is no longer valid."""
     try:
-        config = _completed(as_dict(json.loads(path.read_text())), RELEASED)
+        config = as_dict(json.loads(path.read_text()))
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(
             f"{path}: not a run's config.json ({error}): put its own file back, or use a new folder"
@@ -232,13 +229,6 @@ def read_json(path: Path) -> dict[str, Any]:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return config
-
-
-def _completed(given: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """`given`, with the recipe's values where it has none."""
-    result = {**recipe, **given}
-    nested = [key for key, value in recipe.items() if isinstance(value, Mapping) and isinstance(result[key], Mapping)]
-    return result | {key: _completed(result[key], recipe[key]) for key in nested}
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

@@ -6,7 +6,7 @@ import runpy
 
 import ml_collections
 import pytest
-from tiny_config import ROOT, plain
+from tiny_config import ROOT
 from tiny_run import call, folder_set, refused
 
 from jdepth import config, dry_run, inputs, main, recipe, train
@@ -310,14 +310,3 @@ def test_data_report_says_what_is_wrong(tmp_path):
     (tmp_path / "set" / "train" / "depth" / "a2.png").unlink()
     lines = dry_run.data_report(recipe.released(data=given))
     assert "not usable:" in lines[0] and "train/depth/a2.png" in lines[0]
-
-
-def test_a_run_of_before_a_key_existed_can_be_read(tmp_path):
-    given = plain(tmp_path)
-    older = copy.deepcopy(given)
-    del older["data"]["bad_share"], older["data"]["depth"]["augmentation"]["max_depth"]
-    (tmp_path / "config.json").write_text(json.dumps(older))
-    assert config.read_json(tmp_path / "config.json") == given
-    (tmp_path / "config.json").write_text(json.dumps(older | {"stepz": 3}))
-    with pytest.raises(UserError, match="config.stepz: unknown key.*steps"):
-        config.read_json(tmp_path / "config.json")
