@@ -62,7 +62,7 @@ def depth_stream(folder: Path, augmentation: transforms.DepthAugmentation = NYU)
 
 def mix6_stream(folder: Path, **changes: object) -> streams.AuxiliaryStream:
     members = [sources.open_source(n, split="train", data_dir=folder / "data", read=("label",)) for n in MEMBERS]
-    own = [transforms.MEMBER_CHANGES.get(name, {}) | changes for name in MEMBERS]
+    own = [transforms.SET_CHANGES.get(name, {}) | changes for name in MEMBERS]
     return streams.AuxiliaryStream(tuple(members), tuple(transforms.AuxiliaryAugmentation(**o) for o in own), "mldc")
 
 

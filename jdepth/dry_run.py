@@ -13,8 +13,7 @@ from jdepth.errors import UserError
 from jdepth.models import depth_model
 
 Config = Mapping[str, Any]
-# Images of the published evaluation sets, for the evaluation's share where they are absent.
-# Size of the published evaluation images, likewise.
+# Size of the published evaluation images, for the evaluation's share where they are absent.
 PUBLISHED_SIZE = (480, 640)
 
 

@@ -1,13 +1,14 @@
 """The data that a config names: its sources, its training streams and what of it is missing."""
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from jdepth.data import protocols, sources, streams, transforms
 from jdepth.data.sources.subset import Part, Subset
-from jdepth.errors import UserError
+from jdepth.errors import BadItem, UserError
 
 Config = Mapping[str, Any]
 
@@ -46,16 +47,43 @@ READ_BEFORE_START = 1000
 
 
 def read_small_sets(config: Config) -> None:
-    """Decode every file of the small sets, trained or evaluated on, so that a damaged one is told before the start."""
-    found = [source for _, source in opened(config) if not isinstance(source, UserError)]
-    found.append(depth_source(config, config["evaluate"]["split"]))
+    """Decode every file of the small sets, trained or evaluated on, so that a damaged one is told before the start.
+
+    Raises UserError for more than `config.data.bad_share` of a training set, and for any of an evaluation set.
+    """
+    found = [(source, config["data"]["bad_share"]) for _, source in opened(config) if not isinstance(source, UserError)]
+    found.append((depth_source(config, config["evaluate"]["split"]), 0.0))
     held_out = config["data"]["auxiliary"]["eval_split"]
     if held_out and uses_auxiliary(config):
-        found += auxiliary_sources(config, held_out)
-    for source in found:
+        found += [(source, 0.0) for source in auxiliary_sources(config, held_out)]
+    for source, share in found:
         if source.name != "rooms" and len(source) <= READ_BEFORE_START:
+            bad = []
             for index in range(len(source)):
-                source[index]
+                try:
+                    source[index]
+                except BadItem as error:
+                    bad.append(str(error))
+                    if len(bad) > share * len(source):
+                        raise UserError("; ".join(bad)) from None
+
+
+def content(depth: streams.DepthStream, auxiliary: streams.AuxiliaryStream | None) -> dict[str, str]:
+    """What each training set holds, as a text that changes with its items: "count checksum" by stream and name."""
+    members = auxiliary.members if auxiliary else ()
+    held = [("depth", depth.source), *(("auxiliary", member) for member in members)]
+    return {f"{stream}/{source.name}": f"{len(source)} {_checksum(source)}" for stream, source in held}
+
+
+def _checksum(source) -> str:
+    """Of the content, where it is known; otherwise of the ids."""
+    known = getattr(source, "checksum", None)
+    if known is None:
+        digest = hashlib.sha256()
+        for index in range(len(source)):
+            digest.update(source.item_id(index).encode() + b"\n")
+        known = digest.hexdigest()
+    return known[:16]
 
 
 def missing(config: Config) -> list[str]:
@@ -86,27 +114,21 @@ def _open(config: Config, given: Config, name: str, split: str, rooms: int, limi
     source = sources.open_source(
         name, split=split, path=given["path"] or None, data_dir=config["data_dir"], **options
     )
+    fraction = 1.0 if split != given["split"] else given.get("fraction", 1.0)
+    if fraction < 1:
+        source = Part(source, fraction, given["fraction_seed"])
+        if not len(source):
+            raise UserError(f"config.data.depth.fraction: {fraction:g} of the images leaves none")
     return Subset(source, limit) if limit and limit < len(source) else source
-
-
-def _fraction(source, fraction: float, seed: int):
-    """About a share of a source by the hash of its ids; all of it where that is 1."""
-    if fraction == 1:
-        return source
-    part = Part(source, fraction, seed)
-    if not len(part):
-        raise UserError(f"config.data.depth.fraction: {fraction:g} of {len(source)} images leaves none")
-    return part
 
 
 def depth_source(config: Config, split: str | None = None):
     """The depth set: its training split, or the `split` to evaluate on, with evaluation's number of images."""
     given = config["data"]["depth"]
     numbers = config["evaluate"] if split else given
-    source = _open(
+    return _open(
         config, given, given["name"], split or given["split"], numbers["rooms"], numbers["limit"], ("depth",)
     )
-    return source if split else _fraction(source, given["fraction"], given["fraction_seed"])
 
 
 def auxiliary_sources(config: Config, split: str | None = None) -> list:
@@ -145,15 +167,14 @@ def auxiliary_augmentation(config: Config) -> transforms.AuxiliaryAugmentation:
 
 
 def member_augmentations(config: Config) -> tuple[transforms.AuxiliaryAugmentation, ...]:
-    """One augmentation per member: the config's, changed for members of a mixture where the published pipelines differ.
+    """One augmentation per member: the config's, changed for data sets whose published pipeline differs.
 
     A config whose scale or crop is not the released one keeps it for every member.
     """
     given, released = auxiliary_augmentation(config), transforms.AuxiliaryAugmentation()
-    mixed = sources.is_mixture(config["data"]["auxiliary"]["name"])
 
     def own(member: str) -> transforms.AuxiliaryAugmentation:
-        changes = transforms.MEMBER_CHANGES.get(member, {}) if mixed else {}
+        changes = transforms.SET_CHANGES.get(member, {})
         kept = {k: v for k, v in changes.items() if getattr(given, k) == getattr(released, k)}
         return dataclasses.replace(given, **kept)
 

@@ -63,6 +63,7 @@ class Logbook:
 
     def __init__(self, workdir: Path, step: int, tensorboard: bool):
         self._metrics, self._speed = workdir / "metrics.jsonl", workdir / "speed.jsonl"
+        self._bad = workdir / "bad_items.txt"
         for path in (self._metrics, self._speed):
             _rows_up_to(path, step)
         self._board = None
@@ -86,6 +87,12 @@ class Logbook:
     def speed(self, step: int, values: Mapping[str, Any]) -> None:
         """One row of timings."""
         self._write(self._speed, step, {f"speed/{k}": v for k, v in values.items()})
+
+    def bad_item(self, line: str) -> None:
+        """Tell of an item that cannot be used, and keep the line in bad_items.txt."""
+        print(line, flush=True)
+        with open(self._bad, "a") as file:
+            file.write(line + "\n")
 
     def close(self) -> None:
         """Flush TensorBoard's file."""

@@ -4,6 +4,7 @@ Checks the raw folder, writes records with a process pool (stopped and started a
 what the set holds beside what is published about it.
 """
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,8 +27,8 @@ Prepare a data set for training: python -m jdepth.prepare NAME --raw DIR [flags]
 
 Exit codes: 0 done; 1 done, but some files could not be used (they are listed); 2 not done."""
 
-# Bad files that are printed; records.json has them all.
-SHOWN = 50
+# Bad files that are printed, and classes of the histogram; records.json has them all.
+SHOWN, BARS = 50, 10
 
 
 def define(values: flags.FlagValues) -> None:
@@ -36,7 +37,7 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("out", "data", "records go to OUT/NAME; config.data_dir of a run", flag_values=values)
     flags.DEFINE_list("split", [], "only these splits, separated by commas", flag_values=values)
     flags.DEFINE_integer("limit", 0, "only the first so many of each split; 0 = all", lower_bound=0, flag_values=values)
-    flags.DEFINE_float("fraction", 1.0, "about this share of each split, chosen by a hash of the ids",
+    flags.DEFINE_float("fraction", 1.0, "about this share of the training split, chosen by a hash of the ids",
                        lower_bound=0, upper_bound=1, flag_values=values)  # fmt: skip
     flags.DEFINE_integer("seed", 0, "which share --fraction takes", lower_bound=0, flag_values=values)
     flags.DEFINE_integer("workers", os.cpu_count(), "processes; 0 = this one alone", lower_bound=0, flag_values=values)
@@ -70,7 +71,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
 
         raise UserError(f"--raw: give the folder of the original download; {raw_folder.where_from(raw_set)}")
     if values.check:
-        code = max(code, check(folder, values.split))
+        code = max(code, check(folder, values.split, values.workers))
     if values.show:
         from jdepth import prepared_sheet
 
@@ -82,17 +83,17 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
 def _build(values: flags.FlagValues, raw_set, folder: Path) -> int:
     from tqdm import tqdm
 
-    from jdepth.data import build, raw_folder
+    from jdepth.data import build
 
-    raw_folder.check(raw_set, Path(values.raw))
     selection = build.Selection(values.limit, values.fraction, values.seed)
-    with tqdm(desc=raw_set.name, unit=" images", smoothing=0.05) as bar:
+    with contextlib.ExitStack() as closing:
+        bars = []
 
         def progress(done: int, of: int) -> None:
-            if bar.total is None:
-                bar.total, bar.initial, bar.n = of, done, done  # what an earlier start did is not this one's speed
-                bar.refresh()
-            bar.update(done - bar.n)
+            if not bars:  # what an earlier start did is not this one's speed
+                bar = tqdm(desc=raw_set.name, unit=" images", smoothing=0.05, total=of, initial=done)
+                bars.append(closing.enter_context(bar))
+            bars[0].update(done - bars[0].n)
 
         about = build.build(
             raw_set, Path(values.raw), folder, values.split, selection, values.workers, values.max_bad, progress
@@ -122,13 +123,31 @@ def summary(raw_set, split: str, entry: Mapping[str, Any]) -> str:
             if raw_set.farthest and farthest > raw_set.farthest:
                 warnings.append(f"depth up to {farthest:.4g} m, at most {raw_set.farthest:g} m are usual: wrong scale?")
     else:
-        parts.append(_classes(raw_set.classes, numbers))
+        parts.append(f"{sum(count > 0 for count in numbers['classes'])} of {len(raw_set.classes)} classes seen")
     parts.append(f"{numbers['valid'] / max(numbers['pixels'], 1):.1%} of pixels valid")
     parts.append(f"checksum {numbers['checksum'][:12]}")
-    published, chosen = raw_set.counts[split], not selection["limit"] and selection["fraction"] == 1
-    if chosen and entry["count"] != published:
+    published, whole = raw_set.counts[split], not _selected(selection, split)
+    if whole and entry["count"] != published and not raw_set.approximate:
         warnings.append(f"{entry['count']:,} images, published are {published:,}")
-    return "\n".join([f"{raw_set.name} {split}: {', '.join(parts)}", *(f"  warning: {line}" for line in warnings)])
+    other = sum(count for size, count in numbers["sizes"].items() if size != _shown(raw_set.size))
+    if raw_set.size and other:
+        warnings.append(f"{other:,} images are not {_shown(raw_set.size)}, as this set's are: cropped or resized copies?")
+    lines = [f"{raw_set.name} {split}: {', '.join(parts)}"]
+    if raw_set.kind == "label":
+        lines += _histogram(raw_set.classes, numbers)
+    return "\n".join([*lines, *(f"  warning: {line}" for line in warnings)])
+
+
+def _selected(selection: Mapping[str, Any], split: str) -> str:
+    """Which part of a split was prepared, in words; "" for all of it."""
+    parts = [f"limit {selection['limit']}"] if selection["limit"] else []
+    if selection["fraction"] < 1 and split == "train":
+        parts.append(f"{selection['fraction']:.3g} of it")
+    return ", ".join(parts)
+
+
+def _shown(size: tuple[int, int] | None) -> str:
+    return "x".join(map(str, size or ()))
 
 
 def _sizes(numbers: Mapping[str, Any]) -> str:
@@ -136,47 +155,35 @@ def _sizes(numbers: Mapping[str, Any]) -> str:
     return next(iter(sizes)) if len(sizes) == 1 else "of varying size"
 
 
-def _classes(names, numbers: Mapping[str, Any]) -> str:
-    pixels = numbers["classes"]
-    order = sorted(range(len(pixels)), key=lambda i: -pixels[i])[:3]
-    most = ", ".join(f"{names[i]} {pixels[i] / max(numbers['valid'], 1):.0%}" for i in order)
-    return f"{sum(count > 0 for count in pixels)} of {len(names)} classes seen (most: {most})"
+def _histogram(names, numbers: Mapping[str, Any]) -> list[str]:
+    """A bar for each of the most frequent classes."""
+    pixels, valid = numbers["classes"], max(numbers["valid"], 1)
+    order = sorted(range(len(pixels)), key=lambda i: -pixels[i])[:BARS]
+    most = max(pixels[order[0]], 1)
+    return [
+        f"  {names[i][:24]:24} {pixels[i] / valid:7.2%} {'#' * round(30 * pixels[i] / most)}" for i in order if pixels[i]
+    ]
 
 
-def check(folder: Path, splits: list[str]) -> int:
+def check(folder: Path, splits: list[str], workers: int) -> int:
     """Read every record again; print what differs from what was written; the exit code."""
     from tqdm import tqdm
 
-    from jdepth.data import records
-    from jdepth.data.sources import decode
-    from jdepth.data.statistics import Statistics, total
+    from jdepth.data import records, verify
 
     about = records.read_about(folder)
     if about is None:
         raise UserError(f"{folder}: not prepared yet; give --raw to prepare it")
     faults = []
     for split in splits or about["splits"]:
-        reader = records.Reader(folder, split)
-        parts, start = [], 0
-        with tqdm(total=len(reader), desc=f"{about['name']} {split}", unit=" images") as bar:
-            for shard in about["splits"][split]["shards"]:
-                part = Statistics()
-                for index in range(start, start + shard["count"]):
-                    bar.update()
-                    try:
-                        record = reader[index]
-                        decode.decode_image(record["image"], record["id"])
-                        if record["id"] != reader.ids[index]:
-                            raise UserError(f"{folder}: record {index} is {record['id']}, its list says otherwise")
-                        part.add(record, len(about["classes"]))
-                    except UserError as error:
-                        faults.append(f"{split}, record {index}: {error}")
-                parts.append(part)
-                start += shard["count"]
-        if total(parts).to_json() != about["splits"][split]["statistics"]:
-            faults.append(f"{split}: the records are not those that were written (their checksum differs)")
-        else:
-            print(f"{about['name']} {split}: {len(reader):,} records are as they were written")
+        if split not in about["splits"]:
+            raise UserError(f"--split {split}: not prepared in {folder}; there are {', '.join(about['splits'])}")
+        count = about["splits"][split]["count"]
+        with tqdm(total=count, desc=f"{about['name']} {split}", unit=" images") as bar:
+            found = verify.verify(folder, split, workers, lambda done, bar=bar: bar.update(done - bar.n))
+        faults += found
+        if not found:
+            print(f"{about['name']} {split}: {count:,} records are as they were written")
     for fault in faults[:SHOWN]:
         print(f"damaged: {fault}")
     if faults:
@@ -186,20 +193,37 @@ def check(folder: Path, splits: list[str]) -> int:
 
 def listing(data_dir: Path) -> str:
     """A table of every data set: task, images, download, state in `data_dir`, terms."""
-    from jdepth.data import records, sources
+    from jdepth.data import sources
 
     rows = [("name", "task", "images", "download", f"in {data_dir}", "data set and terms")]
     for name in sources.RAW_SETS:
         raw_set = sources.raw_set(name)
-        about = records.read_about(data_dir / name)
-        held = ", ".join(f"{s} {e['count']:,}" for s, e in about["splits"].items()) if about else "-"
+        held = _held(data_dir / name)
         task = "depth" if raw_set.kind == "depth" else f"{len(raw_set.classes)} classes"
-        images = ", ".join(f"{split} {count:,}" for split, count in raw_set.counts.items())
+        about = "about " if raw_set.approximate else ""
+        images = about + ", ".join(f"{split} {count:,}" for split, count in raw_set.counts.items())
         rows.append((name, task, images, raw_set.download, held, f"{raw_set.title}: {raw_set.terms}"))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)).rstrip() for row in rows
     )
+
+
+def _held(folder: Path) -> str:
+    """What of a data set is prepared in its folder."""
+    from jdepth.data import records
+
+    try:
+        about = records.read_about(folder)
+    except UserError:
+        return "damaged"
+    if about is None:
+        return "begun" if next(folder.glob("*.array_record-*"), None) else "-"
+    parts = []
+    for split, entry in about["splits"].items():
+        chosen = _selected(entry["selection"], split)
+        parts.append(f"{split} {entry['count']:,}" + (f" ({chosen})" if chosen else ""))
+    return ", ".join(parts)
 
 
 if __name__ == "__main__":

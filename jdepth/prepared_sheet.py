@@ -49,7 +49,7 @@ def _depth_row(source: Prepared, name: str, index: int) -> tuple[list[np.ndarray
 
 def _label_row(source: Prepared, name: str, index: int) -> tuple[list[np.ndarray], np.ndarray]:
     item, rng = source[index], order.generator(0, "sheet", index)
-    own = replace(transforms.AuxiliaryAugmentation(), **transforms.MEMBER_CHANGES.get(name, {}))
+    own = replace(transforms.AuxiliaryAugmentation(), **transforms.SET_CHANGES.get(name, {}))
     sample = transforms.augment_auxiliary(item, own, rng)
     coloured = np.asarray(colour.photometric(sample["image"][None], sample["photometric"][None])[0])
     labels = [class_colours()[label] for label in (item["label"], sample["label"])]

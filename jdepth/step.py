@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jdepth.models.depth_model import DepthModel
@@ -103,16 +104,24 @@ def build(
     optimizers: Mapping[str, optax.GradientTransformation],
     scales: Scales,
     settings: OptimizerSettings,
+    look_ahead: int = 1,
 ) -> Callable[[TrainState, Mapping[str, Any], Mapping[str, Any]], tuple[TrainState, dict]]:
     """The joint step as a function (state, frozen, batch) -> (state, metrics).
 
     `frozen` is {"backbone": parameters} or, when the backbone is trained, {}. `batch` maps each task's
     stream to its arrays. Metrics are scalars named "<task>/<term>", with the gradient's norm before
     clipping, and "rate" and "beta1" of this step.
+
+    With `look_ahead` k > 1 the function does k global steps: arrays of `batch` are (B, k, ...), as
+    `stack_ahead` makes them, metrics are (k,). A frozen backbone's features depend on nothing that these
+    steps change, so that one pass computes them for all k; the result is that of k single steps.
     """
 
-    def joint_step(state: TrainState, frozen, batch):
+    def joint_steps(state: TrainState, frozen, batch):
         train_backbone = "backbone" not in frozen
+        if look_ahead > 1:
+            # The batch axis stays the outer one: devices that share it keep their rows.
+            batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
         inputs = {task.stream: task.prepare(batch[task.stream]) for task in tasks}
         taps = {}
         if not train_backbone:
@@ -120,7 +129,17 @@ def build(
             images = tuple(x["images"] for x in inputs.values())
             features = model.backbone.apply({"params": frozen["backbone"]}, images)
             taps = {s: jax.lax.stop_gradient(f.taps) for s, f in zip(inputs, features, strict=True)}
+        if look_ahead == 1:
+            return one_step(state, inputs, taps)
+        rows = []
+        for ahead in range(look_ahead):
+            own = jax.tree.map(lambda x, i=ahead: x.reshape(-1, look_ahead, *x.shape[1:])[:, i], (inputs, taps))
+            state, metrics = one_step(state, *own)
+            rows.append(metrics)
+        return state, jax.tree.map(lambda *values: jnp.stack(values), *rows)
 
+    def one_step(state: TrainState, inputs, taps):
+        train_backbone = "backbone" in state.params
         params, optimizer_states = dict(state.params), dict(state.optimizers)
         metrics = {}
         for task in tasks:
@@ -148,4 +167,11 @@ def build(
         metrics["beta1"] = beta1_schedule(settings)(state.step)
         return TrainState(params, optimizer_states, state.step + 1), metrics
 
-    return joint_step
+    return joint_steps
+
+
+def stack_ahead(batches: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """k joint batches of arrays (B, ...) as one of (B, k, ...), for `build` with look-ahead k; k = 1: the batch."""
+    if len(batches) == 1:
+        return batches[0]
+    return jax.tree.map(lambda *arrays: np.stack(arrays, axis=1), *batches)

@@ -81,7 +81,8 @@ def train(config: Config) -> dict[str, Any]:
         checkpoint.check_space(workdir, state)
         logbook.write_atomically(workdir / "config.json", json.dumps(config, indent=1) + "\n")
         checkpoints = closing.enter_context(contextlib.closing(Checkpoints(workdir)))
-        clock = {"step": 0, "consumed": 0, "best_step": None, "best_AbsRel": None, "backbone": start.fingerprint}
+        clock = {"step": 0, "consumed": 0, "best_step": None, "best_AbsRel": None, "backbone": start.fingerprint,
+                 "data": inputs.content(depth_stream, auxiliary_stream)}  # fmt: skip
         restored = checkpoints.restore(state)
         if restored is not None:
             state, clock = restored
@@ -90,6 +91,7 @@ def train(config: Config) -> dict[str, Any]:
                     f"{workdir}: was trained on another backbone (fingerprint {clock['backbone'][:12]}, "
                     f"given {start.fingerprint[:12]}): give the same config.backbone.weights"
                 )
+            _check_data(workdir, clock["data"], inputs.content(depth_stream, auxiliary_stream))
             # A kill between the two saves leaves a newer `best` behind, which this run has not reached yet.
             checkpoints.keep_best(clock["best_step"])
             print(f"going on from step {clock['step']} of {config['steps']} in {workdir}")
@@ -107,7 +109,7 @@ def train(config: Config) -> dict[str, Any]:
         )
         batches = joint_batches(
             depth_stream, auxiliary_stream, **sampling, start=clock["consumed"], workers=config["data"]["workers"],
-            bad_share=config["data"]["bad_share"], tell=print,
+            bad_share=config["data"]["bad_share"], tell=book.bad_item,
         )  # fmt: skip
         closing.callback(batches.close)
         watch = logbook.Stopwatch(first, config["steps"], sum(batch_sizes.values()))
@@ -316,6 +318,17 @@ def _check_workdir(workdir: Path, config: Config) -> None:
             )
     elif workdir.is_dir() and any(path.name not in ("config.json.tmp", LOCK) for path in workdir.iterdir()):
         raise UserError(f"config.workdir: {workdir} has files but no config.json of a run; name a new folder")
+
+
+def _check_data(workdir: Path, before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Raise UserError where a training set is not what the run was started with: its next batch would be another."""
+    changed = [name for name in now if before.get(name) != now[name]]
+    if changed:
+        first = changed[0]
+        raise UserError(
+            f"{workdir}: the data set {first} is not what this run was started with (then {before.get(first)}, now "
+            f"{now[first]}: images and checksum): put it back (config.data_dir), or set config.workdir to a new folder"
+        )
 
 
 def _lock(workdir: Path) -> TextIO:

@@ -261,6 +261,20 @@ def test_a_corrupted_config_json(run, tmp_path, capsys):
         assert (copy / "config.json").read_text() == content and checkpoint.steps(copy, "last") == [2]
 
 
+def test_a_run_does_not_go_on_with_other_data(quick, tmp_path, capsys):
+    description = folder_set(tmp_path / "set")
+    given = overrides(**SHORT, workdir=tmp_path / "run", alpha=1.0, **{
+        "data.depth.name": "folder", "data.depth.path": description, "evaluate.protocol": "whole",
+        "evaluate.input_size": (28, 42), "evaluate.split": "val", "data.depth.augmentation.crop": (28, 42),
+    })  # fmt: skip
+    assert call(main, TINY, *given) == 0, capsys.readouterr().err
+    assert call(main, TINY, *given) == 0
+    for kind in ("rgb", "depth", "label"):
+        shutil.copy(tmp_path / f"set/train/{kind}/a0.png", tmp_path / f"set/train/{kind}/b0.png")
+    line = refused(capsys, main, TINY, *given)
+    assert "depth/made is not what this run was started with (then 4 " in line and "now 5 " in line
+
+
 @pytest.mark.parametrize("harm", ["no arrays", "cut", "no description"])
 def test_a_damaged_checkpoint_is_named(run, tmp_path, harm, capsys):
     copy, photo = tmp_path / "tiny", tmp_path / "photo.png"

@@ -1,7 +1,11 @@
 """Damaged items while training: replaced by the next of their own set's order, counted, told, and limited."""
 
+import os
+import resource
 from collections import Counter
+from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 import test_prepare
@@ -107,6 +111,41 @@ def test_a_damaged_record(tmp_path):
         for _ in range(12):
             assert np.isfinite(next(batches)["depth"]["depth"]).all()
     assert len(told) == 1 and source.item_id(bad[0]) in told[0] and "damaged" in told[0]
+
+
+def test_a_frame_of_another_size_is_named_and_replaced(tmp_path):
+    raw = test_prepare.frames(tmp_path / "raw", 12)
+    odd = sorted(raw.glob("train_scene_0/*"))
+    for path in odd[:1] + [path for path in odd if path.suffix == ".png"][:1]:
+        picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        assert cv2.imwrite(str(path), picture[:20, :30])
+    assert test_prepare.run("nyu", "--raw", raw, "--out", tmp_path) == 0
+    told, source = [], Prepared(tmp_path / "nyu", "train")
+    cropped = replace(PLAIN, crop=(24, 32))
+    with joint_batches(DepthStream(source, cropped), batch_depth=4, seed=0, bad_share=0.1, tell=told.append) as batches:
+        for _ in range(6):
+            assert next(batches)["depth"]["image"].shape == (4, 24, 32, 3)
+    assert len(told) == 1 and odd[0].stem in told[0] and "larger than the image, 20x30" in told[0]
+
+
+def test_too_many_open_files_is_no_damage(tmp_path, monkeypatch):
+    test_prepare.frames(tmp_path / "raw", 40)
+    monkeypatch.setattr(records, "PER_SHARD", 1)
+    assert test_prepare.run("nyu", "--raw", tmp_path / "raw", "--out", tmp_path) == 0
+    source = Prepared(tmp_path / "nyu", "train")
+    assert records.shard_count(1) == 1 and len(source) == 40
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 10, before[1]))
+    try:
+        with pytest.raises(UserError, match="cannot be read .*see ulimit -n") as caught:
+            for index in range(40):
+                source[index]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert not isinstance(caught.value, BadItem)
+    again = Prepared(tmp_path / "nyu", "train")
+    assert len([again[index] for index in range(40)]) == 40
 
 
 def usable(source: Prepared, index: int) -> bool:

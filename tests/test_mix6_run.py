@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import test_prepare
 from raw_label_trees import TREES
+from test_data_pipeline import digest
 from tiny_config import PICO, ROOT
 from tiny_run import call, quickly
 
 from jdepth import checkpoint, config, experiment, inputs, main, step
 from jdepth.data import sources, streams
+from jdepth.data.pipeline import joint_batches
 
 STEPS, AUXILIARY = 20, 4
 MEMBERS = sources.MIXTURES["mix6"]
@@ -145,3 +147,37 @@ def test_missing_members_are_named_with_the_way_to_go_without(data_dir, tmp_path
         rest = "--config.data.auxiliary.name=ade20k+sun37+coco_stuff+context59"
         assert "data not found: cityscapes34, voc21" in error and rest in error
         assert call(*command, rest) == 0
+
+
+def batches_of(given, start=0, workers=0, shard=(0, 1)):
+    return joint_batches(inputs.depth_stream(given), inputs.auxiliary_stream(given), batch_depth=2,
+                         batch_auxiliary=AUXILIARY, seed=3, start=start, workers=workers, shard=shard)  # fmt: skip
+
+
+def test_stopped_with_two_workers_and_gone_on_with_none_and_with_four(data_dir, tmp_path, compiled):
+    with quickly(compiled):
+        given = small_config(data_dir, tmp_path)
+    with batches_of(given, workers=2) as batches:
+        first = [digest(next(batches)) for _ in range(60)]
+        assert batches.position == 60
+    for workers in (0, 4):
+        with batches_of(given, 10, workers) as batches:
+            assert [digest(next(batches)) for _ in range(50)] == first[10:]
+    assert len(set(first)) == 60
+
+
+def test_two_processes_share_an_epoch(data_dir, tmp_path, compiled):
+    """Side by side their rows are the batches of one; over an epoch of MIX6 each image comes once."""
+    with quickly(compiled):
+        given = small_config(data_dir, tmp_path)
+    total = sum(map(len, inputs.auxiliary_sources(given)))
+    epoch = total // AUXILIARY
+    with batches_of(given) as whole, batches_of(given, shard=(0, 2)) as one, batches_of(given, shard=(1, 2)) as two:
+        for _ in range(epoch):
+            batch, first, second = next(whole), next(one), next(two)
+            for stream, arrays in batch.items():
+                for key, array in arrays.items():
+                    np.testing.assert_array_equal(np.concatenate([first[stream][key], second[stream][key]]), array)
+    places = streams.JointBatches(inputs.depth_stream(given), inputs.auxiliary_stream(given), 2, AUXILIARY, 3)
+    drawn = [places._auxiliary_order[position] for position in range(total)]
+    assert len(set(drawn)) == total

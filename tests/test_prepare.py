@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -107,10 +108,14 @@ def test_limit_fraction_and_split(tmp_path, capsys):
     assert run(*given, "--limit", 7, "--out", tmp_path / "a") == 0
     assert run(*given, "--fraction", 0.3, "--seed", 1, "--out", tmp_path / "b") == 0
     assert run(*given, "--fraction", 0.1, "--seed", 1, "--out", tmp_path / "c") == 0
-    assert "warning" not in capsys.readouterr().out
+    assert "published" not in capsys.readouterr().out  # a part was asked for
     first, large, small = (set(Ids(tmp_path / part / "nyu")) for part in "abc")
     assert len(first) == 7 and 40 < len(large) < 80 and 8 < len(small) < 34 and small < large
     assert set(records.read_about(tmp_path / "a" / "nyu")["splits"]) == {"train"}
+    assert run("nyu", "--raw", tmp_path / "raw", "--fraction", 0.1, "--split", "test", "--out", tmp_path / "c") == 0
+    assert len(Prepared(tmp_path / "c/nyu", "test")) == 3  # what is scored is not thinned out
+    assert run("--list", "--out", tmp_path / "c") == 0
+    assert f"train {len(small)} (0.1 of it), test 3" in capsys.readouterr().out
     # The other split joins later.
     assert run("nyu", "--raw", tmp_path / "raw", "--split", "test", "--out", tmp_path / "a") == 0
     assert len(Prepared(tmp_path / "a/nyu", "test")) == 3 and len(Prepared(tmp_path / "a/nyu", "train")) == 7
@@ -135,12 +140,10 @@ def test_many_shards_and_processes_write_what_one_writes(tmp_path, monkeypatch):
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
-KILLS = 4
-
-
-def test_killed_at_random_moments_and_started_again(tmp_path):
+@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_and_started_again(kills, tmp_path):
     """SIGKILL to the whole process, its workers left to notice: the records are those of an undisturbed build."""
-    frames(tmp_path / "raw", 60)
+    frames(tmp_path / "raw", 30 + 10 * kills)
     code = "from jdepth.data import records; records.PER_SHARD = 2; " \
         "from jdepth import prepare, command_line; command_line.run(prepare.main, '', prepare.define)"  # fmt: skip
 
@@ -152,7 +155,7 @@ def test_killed_at_random_moments_and_started_again(tmp_path):
 
     assert start(tmp_path / "whole").wait(120) == 0
     rng, killed = random.Random(1), 0
-    for _ in range(KILLS):
+    for _ in range(kills):
         process = start(tmp_path / "killed")
         done = len(list((tmp_path / "killed/nyu").glob("*.json")))
         deadline, stop_at = time.time() + 60, done + rng.randrange(1, 5)
@@ -197,6 +200,68 @@ def test_bad_files_are_listed_left_out_and_taken_in_once_mended(tmp_path, capsys
     assert contents(tmp_path / "nyu") == contents(tmp_path / "fresh/nyu")
 
 
+def test_shards_with_bad_items_are_not_made_again_until_these_change(tmp_path, monkeypatch):
+    raw = frames(tmp_path / "raw", 8)
+    monkeypatch.setattr(records, "PER_SHARD", 2)
+    bad = sorted(raw.glob("train_scene_0/*.jpg"))[0]
+    good = bad.read_bytes()
+    bad.write_bytes(b"no picture")
+    assert run("nyu", "--raw", raw, "--out", tmp_path) == 1
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "nyu").glob("*array_record*")}
+    assert run("nyu", "--raw", raw, "--out", tmp_path) == 1
+    assert times == {path: path.stat().st_mtime_ns for path in times}
+    # Other files under the same names are taken in, too.
+    bad.write_bytes(good)
+    other = sorted(raw.glob("train_scene_1/*.png"))[0]
+    cv2.imwrite(str(other), np.full((40, 56), 7000, np.uint16))
+    assert run("nyu", "--raw", raw, "--out", tmp_path) == 0
+    items = {record["id"]: record for record in records.Reader(tmp_path / "nyu", "train")}
+    identity = f"{other.parent.name}/{other.stem.replace('sync_depth', 'rgb')}"
+    assert len(items) == 8 and (items[identity]["depth"] == 7000).all()
+
+
+def test_a_split_without_a_usable_item_is_not_finished(tmp_path, capsys):
+    raw = frames(tmp_path / "raw", 3)
+    for path in raw.glob("train_scene_*/*.jpg"):
+        path.write_bytes(b"no picture")
+    assert run("nyu", "--raw", raw, "--out", tmp_path) == 2
+    assert "none of the 3 items of 'train' can be used" in capsys.readouterr().err
+    assert run("--list", "--out", tmp_path) == 0
+    assert "begun" in next(line for line in capsys.readouterr().out.splitlines() if line.startswith("nyu "))
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"version": 1, "splits": {}}', '{"version": 1, "splits": {"train": {}}}'])
+def test_a_damaged_description_of_records(content, tmp_path, capsys):
+    raw = frames(tmp_path / "raw", 3)
+    assert run("nyu", "--raw", raw, "--out", tmp_path) == 0
+    whole = (tmp_path / "nyu/records.json").read_text()
+    (tmp_path / "nyu/records.json").write_text(content)
+    assert run("nyu", "--check", "--out", tmp_path) == 2
+    assert "records.json: " in capsys.readouterr().err
+    assert run("--list", "--out", tmp_path) == 0
+    assert "damaged" in capsys.readouterr().out
+    assert run("nyu", "--raw", raw, "--out", tmp_path) == 0
+    assert (tmp_path / "nyu/records.json").read_text() == whole
+
+
+def test_only_what_a_split_needs_must_be_there(tmp_path):
+    TREES["diode_indoor"](tmp_path / "raw")
+    shutil.rmtree(tmp_path / "raw/train")
+    assert run("diode_indoor", "--raw", tmp_path / "raw", "--split", "val", "--out", tmp_path) == 0
+    assert run("diode_indoor", "--raw", tmp_path / "raw", "--out", tmp_path) == 2
+
+
+def test_missing_scenes_are_named_before_anything_is_written(tmp_path, capsys):
+    raw = frames(tmp_path / "raw", 6)
+    shutil.rmtree(raw / "train_scene_1")
+    (raw / "sync.zip").write_bytes(b"PK")
+    assert run("nyu", "--raw", raw, "--out", tmp_path) == 2
+    error = capsys.readouterr().err
+    assert "1 of the 3 listed folders are missing: train_scene_1" in error
+    assert "unpack sync.zip there first" in error and "get it from" in error
+    assert not list((tmp_path / "nyu").glob("*array_record*"))
+
+
 def test_too_many_bad_files(tmp_path, capsys):
     raw = frames(tmp_path / "raw", 6)
     for path in raw.glob("train_scene_*/*.jpg"):
@@ -216,7 +281,7 @@ def test_check_finds_every_changed_byte_that_matters(tmp_path, capsys):
         shard.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
         found += run("nyu", "--check", "--out", tmp_path) != 0
     # Some bytes pad the file's blocks.
-    assert found >= 1
+    assert found >= 4
     shard.write_bytes(whole)
     assert run("nyu", "--check", "--out", tmp_path) == 0
     capsys.readouterr()

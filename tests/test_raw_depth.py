@@ -59,10 +59,9 @@ def matches(found, item, expected):
 @pytest.mark.parametrize("name", ALL)
 def test_items_and_values(name, tmp_path):
     found, splits = opened(name, tmp_path)
-    raw_folder.check(found, tmp_path)
     assert found.name == name.split()[0] and set(splits) == set(found.counts)
     for split, expected in splits.items():
-        items = found.items(tmp_path, split)
+        items = raw_folder.items(found, tmp_path, split)
         assert [item.id for item in items] == [*expected] and len(items) >= 3
         for item in items:
             assert item.id.isprintable() and " " not in item.id

@@ -4,6 +4,7 @@ Double precision; the step is generic over model and tasks, so the smallest of b
 """
 
 import functools
+import itertools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -81,7 +82,7 @@ def batches():
         }
 
 
-def run(scales, *, full=False, ratio=0.5, settings=SETTINGS, steps=STEPS, tasks=None):
+def run(scales, *, full=False, ratio=0.5, settings=SETTINGS, steps=STEPS, tasks=None, look_ahead=1):
     """State and metrics after `steps` steps of the program."""
     tasks = tasks or [DEPTH] + ([] if scales.auxiliary is None else [AUXILIARY])
     params = {k: v for k, v in start().items() if k in ("decoder", *(task.head for task in tasks))}
@@ -89,12 +90,13 @@ def run(scales, *, full=False, ratio=0.5, settings=SETTINGS, steps=STEPS, tasks=
     if full:
         params, frozen = {"backbone": frozen["backbone"], **params}, {}
     optimizers = step.build_optimizers(tasks, scales, settings, ratio if full else None)
-    joint_step = jax.jit(step.build(Model(), tasks, optimizers, scales, settings))
+    joint_step = jax.jit(step.build(Model(), tasks, optimizers, scales, settings, look_ahead))
     state = step.init_state(jax.tree.map(jnp.asarray, params), tasks, optimizers, scales)
     metrics = []
-    for _, batch in zip(range(steps), batches()):
-        state, values = joint_step(state, frozen, batch)
-        metrics.append(values)
+    given = list(itertools.islice(batches(), steps))
+    for first in range(0, steps, look_ahead):
+        state, values = joint_step(state, frozen, step.stack_ahead(given[first : first + look_ahead]))
+        metrics += [values] if look_ahead == 1 else [jax.tree.map(lambda v, i=i: v[i], values) for i in range(look_ahead)]
     return state, metrics
 
 
@@ -266,3 +268,28 @@ def test_metrics_name_their_task():
     shared = {f"{t}/{k}" for t in ("depth", "auxiliary") for k in ("loss", "error", "number", "gradient_norm")}
     assert set(metrics[0]) == shared | {"rate", "beta1"}
     assert float(metrics[0]["rate"]) == pytest.approx(1e-5) and float(metrics[0]["beta1"]) == pytest.approx(0.95)
+
+
+@pytest.mark.parametrize("look_ahead", [2, 4, 5])
+@pytest.mark.parametrize("alpha", [0.9, 1.0, 0.0])
+def test_looking_ahead_changes_nothing(alpha, look_ahead):
+    """Frozen backbone: one pass for k steps, then k pairs of updates, equal to k single steps."""
+    scales = step.Scales.of(alpha)
+    state, metrics = run(scales)
+    ahead, more = run(scales, look_ahead=look_ahead)
+    for one, other in zip(jax.tree.leaves((state, metrics)), jax.tree.leaves((ahead, more)), strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-10, atol=1e-12)
+    assert int(ahead.step) == STEPS and len(more) == STEPS
+
+
+def test_wrong_batches_ahead_are_noticed():
+    """The negative control: two batches of a call exchanged."""
+    scales, tasks = step.Scales.of(0.9), [DEPTH, AUXILIARY]
+    optimizers = step.build_optimizers(tasks, scales, SETTINGS)
+    joint_step = jax.jit(step.build(Model(), tasks, optimizers, scales, SETTINGS, 2))
+    params = {k: v for k, v in start().items() if k != "backbone"}
+    state = step.init_state(jax.tree.map(jnp.asarray, params), tasks, optimizers, scales)
+    frozen, (one, two) = {"backbone": start()["backbone"]}, itertools.islice(batches(), 2)
+    right, _ = joint_step(state, frozen, step.stack_ahead([one, two]))
+    wrong, _ = joint_step(state, frozen, step.stack_ahead([two, one]))
+    assert np.abs(right.params["decoder"]["kernel"] - wrong.params["decoder"]["kernel"]).max() > 1e-6

@@ -9,24 +9,19 @@ import dataclasses
 import fcntl
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
-import signal
-import threading
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import connection
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jdepth.data import records
+from jdepth.data import pool, raw_folder, records
 from jdepth.data.sources import decode
 from jdepth.data.sources.raw import Item, RawSet
 from jdepth.data.sources.subset import belongs
@@ -39,7 +34,8 @@ _SAMPLES = 8
 
 @dataclass(frozen=True)
 class Selection:
-    """Which items of each split are prepared: about `fraction` of them by a hash of their ids, at most `limit`."""
+    """Which items are prepared: about `fraction` of the training split by a hash of the ids, of each split at most
+    `limit`."""
 
     limit: int = 0
     fraction: float = 1.0
@@ -59,9 +55,10 @@ class Shard:
         """The JSON beside the shard."""
         return self.path.with_name(self.path.name + ".json")
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        return _fingerprint(item.id for item in self.items)
+        """Of the items: their ids, and the sizes of their files, which another download changes."""
+        return _fingerprint(f"{item.id} {_sizes(item)}" for item in self.items)
 
 
 def build(
@@ -77,14 +74,14 @@ def build(
     """Write the records of `splits` (default: all) to `folder` and return what `records.json` then says.
 
     Args:
-      raw: the original download, already checked (`jdepth.data.raw_folder`).
+      raw: the original download.
       workers: processes; 0: none but this one.
       max_bad: files that cannot be used before the build gives up.
       progress: called with the images done and their total.
 
     Raises:
-      UserError: more bad files than `max_bad`, no space, another build at work in `folder`, or records of other
-        items there.
+      UserError: the download is not complete, more bad files than `max_bad`, no space, another build at work in
+        `folder`, or records of other items there.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
@@ -120,7 +117,10 @@ def _about(raw_set: RawSet, folder: Path) -> dict[str, Any]:
         "dtype": raw_set.dtype, "per_metre": raw_set.per_metre, "classes": list(raw_set.classes),
         "source": raw_set.source, "terms": raw_set.terms, "note": raw_set.note, "splits": {},
     }  # fmt: skip
-    held = records.read_about(folder)
+    try:
+        held = records.read_about(folder)
+    except UserError:  # it is made anew from the shards
+        held = None
     if held is not None and held["name"] != raw_set.name:
         raise UserError(f"{folder}: holds the data set '{held['name']}'; give another --out")
     return fresh if held is None else fresh | {"splits": held["splits"]}
@@ -129,10 +129,10 @@ def _about(raw_set: RawSet, folder: Path) -> dict[str, Any]:
 def _plan(
     raw_set: RawSet, raw: Path, folder: Path, split: str, selection: Selection, about: dict[str, Any]
 ) -> list[Shard]:
-    items = raw_set.items(raw, split)
-    if not items:
-        raise UserError(f"{raw}: no image of {raw_set.title}, split '{split}', was found below it")
-    wanted = [i for i in range(len(items)) if belongs(items[i].id, selection.fraction, selection.seed)]
+    items = raw_folder.items(raw_set, raw, split)
+    wanted: Sequence[int] = range(len(items))
+    if selection.fraction < 1 and split == "train":
+        wanted = [i for i in wanted if belongs(items[i].id, selection.fraction, selection.seed)]
     wanted = wanted[: selection.limit or None]
     if not wanted:
         raise UserError(f"--fraction {selection.fraction:g} of {len(items)} images of '{split}' leaves none")
@@ -153,14 +153,14 @@ def _plan(
 
 
 def _finished(shard: Shard) -> bool:
-    """Whether a shard needs no work: it is there, whole, of these items, and none of them was bad."""
+    """Whether a shard needs no work: it is there, whole, and of these items as they are now."""
     note = _note(shard)
     return (
         note is not None
         and note["items"] == shard.fingerprint
-        and not note["bad"]
         and shard.path.is_file()
         and shard.path.stat().st_size == note["bytes"]
+        and _times([item for item in shard.items if item.id in dict(note["bad"])] if note["bad"] else ()) == note["times"]
     )
 
 
@@ -171,15 +171,29 @@ def _note(shard: Shard) -> dict[str, Any] | None:
         return None
 
 
+def _stats(item: Item) -> Iterator[os.stat_result]:
+    """Of an item's files that are there."""
+    for path in item.place.values():
+        if isinstance(path, Path) and path.is_file():
+            yield path.stat()
+
+
+def _sizes(item: Item) -> list[int]:
+    return [found.st_size for found in _stats(item)]
+
+
+def _times(items: Sequence[Item]) -> list[int]:
+    """When the files of bad items were written: one that has been mended is tried again."""
+    return [found.st_mtime_ns for item in items for found in _stats(item)]
+
+
 def _run(
     todo: Sequence[Shard], images: int, workers: int, max_bad: int, progress: Callable[[int, int], None]
 ) -> None:
-    done = images - sum(len(shard.items) for shard in todo)
-    progress(done, images)
+    before = images - sum(len(shard.items) for shard in todo)
+    progress(before, images)
     bad: list[tuple[str, str]] = []
-    for shard, found in _written(todo, workers):
-        done += len(shard.items)
-        progress(done, images)
+    for found in pool.over(write, _prepared(todo), workers, lambda done: progress(before + done, images)):
         bad += found
         if len(bad) > max_bad:
             shown = "; ".join(reason for _, reason in bad[:5])
@@ -189,55 +203,9 @@ def _run(
             )
 
 
-def _written(todo: Sequence[Shard], workers: int) -> Iterator[tuple[Shard, list[tuple[str, str]]]]:
-    """Each shard as soon as it is written, with its bad items."""
-    if not workers:
-        for shard in todo:
-            yield shard, write(shard)
-        return
-    with _pool(min(workers, len(todo)) or 1) as pool:
-        # A few tasks ahead of the workers: millions of items are not copied into a queue at once.
-        waiting, rest = {}, iter(todo)
-        try:
-            while True:
-                while len(waiting) < 2 * workers and (shard := next(rest, None)) is not None:
-                    waiting[pool.submit(write, dataclasses.replace(shard, items=list(shard.items)))] = shard
-                if not waiting:
-                    return
-                for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                    yield waiting.pop(future), future.result()
-        except BrokenProcessPool:
-            raise UserError(
-                "a worker process was killed, probably for memory; start again with fewer --workers"
-            ) from None
-
-
-@contextmanager
-def _pool(workers: int) -> Iterator[Executor]:
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
-    try:
-        yield pool
-    except BaseException:
-        for process in multiprocessing.active_children():
-            process.terminate()  # shards half written are made again; nobody shall wait for them now
-        raise
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _start_worker() -> None:
-    """In a worker: one OpenCV thread, Ctrl-C left to the parent, and an end when the parent is gone."""
-    import cv2
-
-    cv2.setNumThreads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-
-    def follow() -> None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+def _prepared(todo: Sequence[Shard]) -> Iterator[Shard]:
+    """Shards as tasks, with their items made."""
+    return (dataclasses.replace(shard, items=list(shard.items)) for shard in todo)
 
 
 def write(shard: Shard) -> list[tuple[str, str]]:
@@ -247,6 +215,7 @@ def write(shard: Shard) -> list[tuple[str, str]]:
 
     def good() -> Iterator[dict[str, Any]]:
         for item in shard.items:
+            pool.tick()
             try:
                 record = read(raw_set, item)
             except UserError as error:
@@ -260,9 +229,10 @@ def write(shard: Shard) -> list[tuple[str, str]]:
             yield record
 
     records.write_shard(shard.path, raw_set.kind, raw_set.dtype, good())
+    unusable = dict(bad)
     note = {
         "items": shard.fingerprint, "bytes": shard.path.stat().st_size, "ids": ids, "bad": bad,
-        "statistics": statistics.to_json(),
+        "times": _times([item for item in shard.items if item.id in unusable]), "statistics": statistics.to_json(),
     }  # fmt: skip
     records.write_text(shard.note, json.dumps(note))
     return bad
@@ -293,6 +263,9 @@ def _finish(parts: Sequence[Shard], folder: Path, split: str, selection: Selecti
         if path not in kept:
             path.unlink()
     ids = [identity for note in notes for identity in note["ids"]]
+    if not ids:
+        reasons = [reason for note in notes for _, reason in note["bad"]]
+        raise UserError(f"none of the {len(reasons)} items of '{split}' can be used, the first because: {reasons[0]}")
     records.write_text(records.ids_path(folder, name, split), "".join(f"{identity}\n" for identity in ids))
     statistics = total([Statistics.from_json(note["statistics"]) for note in notes])
     return {
@@ -305,7 +278,7 @@ def _finish(parts: Sequence[Shard], folder: Path, split: str, selection: Selecti
     }
 
 
-def _fingerprint(ids: Iterator[str]) -> str:
+def _fingerprint(ids: Iterable[str]) -> str:
     digest = hashlib.sha256()
     for identity in ids:
         digest.update(identity.encode() + b"\n")

@@ -6,7 +6,7 @@ Sizes are (height, width). Image and map go through the same call, so that they 
 import cv2
 import numpy as np
 
-from jdepth.errors import UserError
+from jdepth.errors import BadItem
 
 KB_CROP = (352, 1216)
 # OpenCV's resize costs a fifth of its warp per pixel (measured): a crop of up to a fifth of an image is warped alone.
@@ -88,7 +88,7 @@ def fixed_crop(array: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
     top, bottom, left, right = box
     height, width = array.shape[:2]
     if bottom > height or right > width:
-        raise UserError(
+        raise BadItem(
             f"fixed crop rows {top}:{bottom}, columns {left}:{right} does not fit an image of {height}x{width} "
             "(height x width); set fixed_crop to none or resize first"
         )
@@ -99,7 +99,7 @@ def kb_crop(array: np.ndarray) -> np.ndarray:
     """KITTI benchmark crop: the lowest 352 rows, the middle 1216 columns."""
     height, width = array.shape[:2]
     if height < KB_CROP[0] or width < KB_CROP[1]:
-        raise UserError(
+        raise BadItem(
             f"the KITTI benchmark crop needs {KB_CROP[0]}x{KB_CROP[1]} (height x width); got {height}x{width}"
         )
     top, left = height - KB_CROP[0], (width - KB_CROP[1]) // 2

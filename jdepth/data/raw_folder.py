@@ -3,26 +3,26 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from jdepth.data.sources.raw import RawSet
+from jdepth.data.sources.raw import Item, RawSet
 from jdepth.errors import UserError
 
 _ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".7z", ".rar")
 
 
-def check(raw_set: RawSet, raw: Path) -> None:
-    """Raise UserError unless everything that `raw_set` expects is below `raw`."""
+def items(raw_set: RawSet, raw: Path, split: str) -> Sequence[Item]:
+    """All items of a split. UserError unless everything that the split needs is below `raw`."""
     if not raw.is_dir():
         what = "is a file, not a folder: unpack it and give the folder" if raw.exists() else "no such folder"
         raise UserError(f"--raw {raw}: {what}; {where_from(raw_set)}")
-    absent = _absent(raw, raw_set.expects)
-    if not absent:
-        return
-    elsewhere = _other_level(raw, raw_set.expects)
+    found, problem = _read(raw_set, raw, split)
+    if found:
+        return found
+    elsewhere = _other_level(raw_set, raw, split)
     if elsewhere is not None:
         raise UserError(f"--raw {raw}: {raw_set.title} lies in {elsewhere}; give that folder")
     packed = sorted(path.name for path in raw.iterdir() if path.suffix.lower() in _ARCHIVES)
     unpack = f"; unpack {', '.join(packed[:4])} there first" if packed else ""
-    raise UserError(f"--raw {raw}: {raw_set.title} needs {', '.join(absent)} in it{unpack}; {where_from(raw_set)}")
+    raise UserError(f"--raw {raw}: not {raw_set.title} as it is distributed: {problem}{unpack}; {where_from(raw_set)}")
 
 
 def where_from(raw_set: RawSet) -> str:
@@ -30,17 +30,29 @@ def where_from(raw_set: RawSet) -> str:
     return f"get it from {raw_set.source} ({raw_set.download}; terms: {raw_set.terms})"
 
 
-def _absent(folder: Path, expects: Sequence[str]) -> list[str]:
-    return [pattern for pattern in expects if next(folder.glob(pattern), None) is None]
+def _read(raw_set: RawSet, folder: Path, split: str) -> tuple[Sequence[Item], str]:
+    """A split's items; where there are none, also why."""
+    parts = [pattern.rpartition(":") for pattern in raw_set.expects]
+    wanted = [pattern for only, _, pattern in parts if only in ("", split)]
+    absent = [pattern for pattern in wanted if next(folder.glob(pattern), None) is None]
+    if absent:
+        return (), f"{', '.join(absent)} missing"
+    try:
+        return raw_set.items(folder, split), f"no image of the split '{split}'"
+    except UserError as error:
+        return (), str(error)
 
 
-def _other_level(raw: Path, expects: Sequence[str]) -> Path | None:
-    """The folder one or two levels above or below `raw` that holds everything expected."""
-    below = [path for path in sorted(raw.iterdir()) if path.is_dir()][:100]
+def _other_level(raw_set: RawSet, raw: Path, split: str) -> Path | None:
+    """The folder one or two levels above or below `raw` from which the split can be read."""
+    below = _folders(raw)
     resolved = raw.resolve()
     for folder in (*below, *(inner for path in below for inner in _folders(path)), *list(resolved.parents)[:2]):
-        if not _absent(folder, expects):
-            return folder
+        try:
+            if _read(raw_set, folder, split)[0]:
+                return folder
+        except OSError:  # not ours to look into
+            continue
     return None
 
 

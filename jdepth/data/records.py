@@ -14,6 +14,7 @@ Which item lies in which shard depends on the order of the items alone.
 
 import json
 import os
+import resource
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -21,12 +22,13 @@ from typing import Any
 
 import numpy as np
 
-from jdepth.errors import UserError
+from jdepth.errors import BadItem, UserError
 
 FILE = "records.json"
 VERSION = 1
-# A shard holds about so many images, unless that made more shards than a process can keep open.
-PER_SHARD, MOST_SHARDS = 256, 512
+# A shard holds about so many images, unless that made more shards than a process can keep open: a run reads MIX6,
+# a depth set and its evaluation split at once, and many systems allow 1,024 files.
+PER_SHARD, MOST_SHARDS = 512, 256
 # One record per group: any of them is read alone.
 _OPTIONS = "group_size:1"
 
@@ -157,9 +159,20 @@ def read_about(folder: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); prepare the data set again") from None
-    if not isinstance(about, dict) or about.get("version") != VERSION or not isinstance(about.get("splits"), dict):
-        raise UserError(f"{path}: not of this version of jdepth; prepare the data set again")
+    if not _complete(about):
+        raise UserError(f"{path}: damaged, or not of this version of jdepth; prepare the data set again")
     return about
+
+
+def _complete(about: Any) -> bool:
+    """Whether `records.json` has what readers rely on."""
+    if not isinstance(about, dict) or about.get("version") != VERSION or not isinstance(about.get("splits"), dict):
+        return False
+    entries = about["splits"].values()
+    wanted = {"count", "items", "selection", "statistics", "bad", "shards"}
+    return {"name", "kind", "dtype", "per_metre", "classes"} <= about.keys() and all(
+        isinstance(entry, dict) and wanted <= entry.keys() for entry in entries
+    )
 
 
 def damaged_shards(folder: Path, about: dict[str, Any], split: str) -> list[str]:
@@ -170,17 +183,44 @@ def damaged_shards(folder: Path, about: dict[str, Any], split: str) -> list[str]
     return [path.name for path, size, shard in zip(paths, sizes, shards, strict=True) if size != shard["bytes"]]
 
 
+def fetch(source, index: int, where: str) -> dict[str, Any]:
+    """A record of a TFDS data source; `where` stands in the error.
+
+    Raises:
+      BadItem: it is damaged.
+      UserError: the system refuses to read it (too many open files, a disk that fails).
+    """
+    try:
+        return source[index]
+    except MemoryError:
+        raise
+    except Exception as error:  # array_record and protobuf report damage in more ways than they document
+        if isinstance(error, OSError) or "open() failed" in str(error) or "read() failed" in str(error):
+            raise UserError(f"{where} cannot be read ({error}); see ulimit -n, permissions and the disk") from None
+        raise BadItem(f"{where} is damaged ({error})") from None
+
+
+@lru_cache
+def _allow_many_files() -> None:
+    """Every shard that is read stays open: as many as the system grants this process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 class Reader:
     """Records of one split by index, as stored.
 
     Raises:
       UserError: from the constructor, when the split or a shard is missing or a shard is cut short; from reading,
-        when a record is damaged.
+        when the system refuses (too many open files).
+      BadItem: from reading, when a record is damaged.
     """
 
     def __init__(self, folder: Path, split: str):
         import tensorflow_datasets as tfds
 
+        _allow_many_files()
         self.folder, self.split, self.about = folder, split, read_about(folder)
         if self.about is None:
             raise UserError(f"{folder}: no {FILE}: not a prepared data set; see python -m jdepth.prepare --list")
@@ -204,11 +244,15 @@ class Reader:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """{"id": str, "image": encoded bytes, "depth" or "label": (H, W) as stored}."""
-        try:
-            record = self._records[index]
-        except Exception as error:  # array_record and protobuf report damage in more ways than they document
-            raise UserError(f"{self.folder}: record {index} of '{self.split}' is damaged ({error})") from None
+        record = fetch(self._records, index, f"{self.folder}: record {index} of '{self.split}'")
         return record | {"id": record["id"].decode()}
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_ids": None}  # millions of them need not travel to every worker
+
+    def __setstate__(self, state: dict) -> None:
+        _allow_many_files()
+        self.__dict__.update(state)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[index] for index in range(len(self)))

@@ -5,7 +5,7 @@ workers, in any order, and any restart give the same batches.
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -138,26 +138,38 @@ class JointBatches:
 
     def _depth_sample(self, position: int, replaced: list[Replaced]) -> dict[str, np.ndarray]:
         places = (self._depth_order[later] for later in itertools.count(position))
-        item = _usable(self.depth.source, places, replaced)
-        if "depth" not in item:
-            raise UserError(f"data set '{self.depth.source.name}' gives no depth")
-        rng = order.generator(self.seed, "depth augmentation", position)
-        return transforms.augment_depth(item, self.depth.augmentation, rng)
+
+        def sample(item: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            if "depth" not in item:
+                raise UserError(f"data set '{self.depth.source.name}' gives no depth")
+            rng = order.generator(self.seed, "depth augmentation", position)
+            return transforms.augment_depth(item, self.depth.augmentation, rng)
+
+        return _usable(self.depth.source, places, sample, replaced)
 
     def _auxiliary_sample(self, position: int, replaced: list[Replaced]) -> dict[str, np.ndarray]:
         member, _ = self._auxiliary_order[position]
         later = (self._auxiliary_order[place] for place in itertools.count(position))
-        item = _usable(self.auxiliary.members[member], (i for other, i in later if other == member), replaced)
-        rng = order.generator(self.seed, "auxiliary augmentation", position)
-        sample = transforms.augment_auxiliary(item, self.auxiliary.augmentations[member], rng)
-        return with_target(sample, self.auxiliary, member)
+
+        def sample(item: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            rng = order.generator(self.seed, "auxiliary augmentation", position)
+            made = transforms.augment_auxiliary(item, self.auxiliary.augmentations[member], rng)
+            return with_target(made, self.auxiliary, member)
+
+        own = (index for other, index in later if other == member)
+        return _usable(self.auxiliary.members[member], own, sample, replaced)
 
 
-def _usable(source, indices: Iterable[int], replaced: list[Replaced]) -> dict[str, np.ndarray]:
-    """The first item of `indices`, its place in the set's own order first, that can be used."""
+def _usable(
+    source,
+    indices: Iterable[int],
+    sample: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]],
+    replaced: list[Replaced],
+) -> dict[str, np.ndarray]:
+    """The sample of the first item of `indices`, its place in the set's own order first, that can be used."""
     for attempt, index in enumerate(indices):
         try:
-            return source[index]
+            return sample(source[index])
         except BadItem as error:
             replaced.append(Replaced(source.name, source.item_id(index), str(error), len(source)))
             if attempt + 1 == _ATTEMPTS:

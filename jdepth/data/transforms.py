@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from jdepth.data import geometry, targets
-from jdepth.errors import UserError
+from jdepth.errors import BadItem, UserError
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def augment_depth(
     height, width = augmentation.crop or image.shape[:2]
     space = image.shape[0] - height, image.shape[1] - width
     if min(space) < 0:
-        raise UserError(
+        raise BadItem(
             f"crop {height}x{width} is larger than the image, {image.shape[0]}x{image.shape[1]} "
             "(height x width, after resize and fixed crop); choose a smaller crop or set resize"
         )
@@ -134,9 +134,10 @@ class AuxiliaryAugmentation:
             raise UserError(f"auxiliary crop {self.crop} is larger than the canvas {self.canvas} (height, width)")
 
 
-# What mmsegmentation sets otherwise for some members of a mixture; the rest is the mixture's own.
-MEMBER_CHANGES = {
+# What mmsegmentation sets otherwise for some data sets.
+SET_CHANGES = {
     "cityscapes34": {"scale": (2048, 1024)},
+    "cityscapes19": {"scale": (2048, 1024)},
     "context59": {"scale": (520, 520), "crop": (480, 480)},
 }
 

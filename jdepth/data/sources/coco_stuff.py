@@ -1,10 +1,10 @@
 """COCO-Stuff: 80 kinds of things and 91 of stuff in the photographs of COCO 2017.
 
 Raw layout: train2017.zip, val2017.zip and stuffthingmaps_trainval2017.zip all unpack to folders train2017/ and
-val2017/, so that the maps need a folder of their own:
+val2017/; the maps may have a folder of their own or lie beside the images:
 
     {train2017,val2017}/ID.jpg, or the same below images/
-    stuffthingmaps_trainval2017/{train2017,val2017}/ID.png, or below stuffthingmaps/ or annotations/
+    stuffthingmaps_trainval2017/{train2017,val2017}/ID.png, or below stuffthingmaps/ or annotations/, or ID.png there
 
 Maps are 8-bit: the makers' category id - 1, so 0..181, and 255 = unlabelled. (Their list of labels counts from 1, the
 10k edition from 1 with 0 = unlabelled: other files.) Eleven categories have no annotation; the other 171 are numbered
@@ -46,7 +46,7 @@ STORED = [value for value in range(182) if value not in UNUSED]
 TABLE = lookup({**{value: i for i, value in enumerate(STORED)}, 255: IGNORE})
 
 IMAGES = (".", "images")
-MAPS = ("stuffthingmaps_trainval2017", "stuffthingmaps", "annotations")
+MAPS = ("stuffthingmaps_trainval2017", "stuffthingmaps", "annotations", ".")
 
 
 def items(raw: Path, split: str) -> list[Item]:
@@ -55,8 +55,8 @@ def items(raw: Path, split: str) -> list[Item]:
     Raises:
       UserError: images or maps are in none of the folders in which they may be.
     """
-    images = _find(raw, IMAGES, f"{split}2017", "images", f"{split}2017.zip")
-    maps = _find(raw, MAPS, f"{split}2017", "label maps", "stuffthingmaps_trainval2017.zip")
+    images = _find(raw, IMAGES, f"{split}2017", ".jpg", "images", f"{split}2017.zip")
+    maps = _find(raw, MAPS, f"{split}2017", ".png", "label maps", "stuffthingmaps_trainval2017.zip")
     return pairs(images.glob("*.jpg"), lambda path: path.stem, lambda path: maps / f"{path.stem}.png", "label")
 
 
@@ -65,11 +65,11 @@ def read(item: Item) -> dict[str, Any]:
     return read_labels(item, TABLE)
 
 
-def _find(raw: Path, parents: tuple[str, ...], name: str, what: str, archive: str) -> Path:
-    """The first folder `name` below one of the `parents`."""
+def _find(raw: Path, parents: tuple[str, ...], name: str, suffix: str, what: str, archive: str) -> Path:
+    """The first folder `name` below one of the `parents` that holds files of a kind."""
     places = [raw / parent / name for parent in parents]
     for place in places:
-        if place.is_dir():
+        if next(place.glob(f"*{suffix}"), None) is not None:
             return place
     known = " or ".join(str(place.relative_to(raw)) for place in places)
     raise UserError(f"{raw}: no {what} of COCO-Stuff; expected the folder {known}; unpack {archive} there")
@@ -82,7 +82,7 @@ COCO_STUFF = RawSet(
     items=items,
     read=read,
     # What all accepted layouts share; `items` looks for the rest.
-    expects=("*/train2017/*.png", "*/val2017/*.png"),
+    expects=("train:**/train2017/*.png", "val:**/val2017/*.png"),
     source="cocodataset.org: train2017.zip and val2017.zip; github.com/nightrome/cocostuff: "
     "stuffthingmaps_trainval2017.zip",
     terms="images: Flickr's terms of use; annotations: CC BY 4.0",

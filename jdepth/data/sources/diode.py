@@ -48,11 +48,12 @@ def _variant(name: str, title: str, place: str, counts: dict[str, int], farthest
         counts=counts,
         items=partial(items, place),
         read=read,
-        expects=(f"train/{place}/scene_*/scan_*", f"val/{place}/scene_*/scan_*"),
+        expects=tuple(f"{split}:{split}/{place}/scene_*/scan_*" for split in ("train", "val")),
         source="https://diode-dataset.org: train.tar.gz and val.tar.gz",
         terms="see the data set's page; the devkit is MIT",
         download="81 GB (train) and 2.6 GB (val), indoors and outdoor together",
         per_metre=1.0,
+        size=(768, 1024),
         farthest=farthest,
         note="the masks are liberal at object edges, which dominates AbsRel; 0 under the mask",
     )

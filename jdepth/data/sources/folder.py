@@ -4,6 +4,7 @@ Opening a split looks at file names and headers only: every file must exist, and
 must agree in size. Everything is decoded by `Folder.check` alone.
 """
 
+import errno
 import os
 import re
 from pathlib import Path
@@ -16,6 +17,9 @@ from jdepth.errors import BadItem, UserError
 
 # Headers read when a split is opened; larger sets are sampled at even distances.
 HEADERS_AT_OPEN = 1000
+
+# Reading failed for reasons that are not the file's.
+_OF_THE_SYSTEM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO)
 
 _FIELD = re.compile(r"\{(\w+)\}")
 
@@ -68,6 +72,9 @@ class Folder:
         try:
             return self._item(index)
         except UserError as error:
+            cause = error.__context__
+            if isinstance(cause, OSError) and cause.errno in _OF_THE_SYSTEM:
+                raise
             raise BadItem(str(error)) from None
 
     def _item(self, index: int) -> dict[str, np.ndarray]:

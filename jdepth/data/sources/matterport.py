@@ -1,6 +1,7 @@
 """Matterport3D: 18 views of 1024x1280 from each of 10,800 panoramas in 90 houses.
 
-Raw layout, with the house archives unpacked into one folder:
+Raw layout, with the house archives unpacked into one folder, or each in the folder into which the provider's script
+puts it (v1/scans/HOUSE/), with or without that v1/scans:
 
     HOUSE/undistorted_color_images/PANO_iCAMERA_YAW.jpg       CAMERA 0..2, YAW 0..5
     HOUSE/undistorted_depth_images/PANO_dCAMERA_YAW.png       quarters of a millimetre along the axis, 0 = no reading
@@ -24,14 +25,20 @@ def items(raw: Path, split: str) -> list[Item]:
     """Views of one split's houses."""
     path = _house_list(raw, split)
     houses = [row[0] for row in listed(path, 1)]
-    for house in houses:
-        if not (raw / house / COLOUR).is_dir():
-            raise UserError(
-                f"{raw / house / COLOUR}: no such folder, but {path.name} names the house; unpack its archive there, "
-                "or take it from the list"
-            )
-    images = (image for house in houses for image in (raw / house / COLOUR).glob("*_i[0-9]_[0-9].jpg"))
+    folders = [_house(raw, house, path) for house in houses]
+    images = (image for folder in folders for image in (folder / COLOUR).glob("*_i[0-9]_[0-9].jpg"))
     return pairs(images, _identity, _depth_of, "depth")
+
+
+def _house(raw: Path, name: str, listed_in: Path) -> Path:
+    """The folder that holds a house's pictures."""
+    for place in (name, f"{name}/{name}", f"v1/scans/{name}", f"v1/scans/{name}/{name}"):
+        if (raw / place / COLOUR).is_dir():
+            return raw / place
+    raise UserError(
+        f"{raw / name / COLOUR}: no such folder, but {listed_in.name} names the house; unpack its archive there, "
+        "or take it from the list"
+    )
 
 
 def _identity(image: Path) -> str:
@@ -58,9 +65,11 @@ MATTERPORT = RawSet(
     title="Matterport3D",
     # 18 views of 10,800 panoramas, shared out by the number of houses: no count per split is published.
     counts={"train": 131760, "val": 23760, "test": 38880},
+    approximate=True,
+    size=(1024, 1280),
     items=items,
     read=read_depth,
-    expects=(f"*/{COLOUR}", f"*/{DEPTH}"),
+    expects=(f"**/{COLOUR}", f"**/{DEPTH}"),
     source=(
         "niessner.github.io/Matterport, after signing its terms: the types undistorted_color_images and "
         "undistorted_depth_images; scenes_*.txt from tasks/benchmark/ of github.com/niessner/Matterport"

@@ -23,11 +23,20 @@ def rows(path: Path, origin: str) -> list[tuple[str, str]]:
 
 
 def root(raw: Path, candidates: Sequence[str], names: Iterable[str]) -> Path:
-    """The first folder of `candidates` below `raw` that holds the first folder of any of the listed names."""
+    """The first folder of `candidates` below `raw` that holds the first folder of any of the listed names.
+
+    Raises:
+      UserError: none does, or it lacks others of them.
+    """
     folders = sorted({name.partition("/")[0] for name in names})
     for candidate in candidates:
-        if any((raw / candidate / folder).is_dir() for folder in folders):
-            return raw / candidate
+        absent = [folder for folder in folders if not (raw / candidate / folder).is_dir()]
+        if len(absent) == len(folders):
+            continue
+        if absent:
+            shown = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
+            raise UserError(f"{raw / candidate}: {len(absent)} of the {len(folders)} listed folders are missing: {shown}")
+        return raw / candidate
     places = " or ".join(str(raw / candidate) for candidate in candidates)
     raise UserError(f"{places}: expected the folders that the list names ({', '.join(folders[:3])}, ...) in it")
 

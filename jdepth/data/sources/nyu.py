@@ -87,6 +87,7 @@ BTS = RawSet(
     download="several GB",
     per_metre=1000.0,
     farthest=10.0,
+    size=(480, 640),
     note="millimetres, holes are 0; the test images are black outside rows 7..473 and columns 7..631",
 )
 
@@ -102,6 +103,7 @@ LABELLED = RawSet(
     download="about 3 GB",
     per_metre=1000.0,
     farthest=10.0,
+    size=(480, 640),
     note=(
         "raw depth, not the in-filled one, in whole millimetres as BTS writes it; test images black outside rows "
         "7..473 and columns 7..631 as BTS's, training images unchanged; images are kept without loss, BTS's are JPEG"

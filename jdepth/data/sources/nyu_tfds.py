@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jdepth.data import records
 from jdepth.data.sources import decode
 from jdepth.data.sources.suggest import closest
 from jdepth.errors import BadItem, UserError
@@ -57,10 +58,7 @@ class NyuTfds:
         """image (H, W, 3) uint8 RGB; depth (H, W) float32 metres, 0 = invalid. BadItem where the record is damaged."""
         index = range(len(self))[index]  # IndexError, which iteration ends with
         name = f"{self._folder}, {self.item_id(index)}"
-        try:
-            record = self._records[index]
-        except Exception as error:  # what TFDS and array_record raise for damaged shards is not documented
-            raise BadItem(f"{name}: cannot be read ({type(error).__name__}); prepare that copy again") from None
+        record = records.fetch(self._records, index, name)
         try:
             item = {"image": decode.decode_image(record["image"], name)}
         except UserError as error:

@@ -100,7 +100,8 @@ def _variant(name: str, title: str, train: str, count: int, expects: tuple[Path,
         counts={"train": count, "val": 1449},
         items=partial(items, train),
         read=read,
-        expects=tuple(path.as_posix() for path in expects),
+        # The archives beyond VOC's own are for training alone.
+        expects=tuple(("" if path in _SCORED else "train:") + path.as_posix() for path in expects),
         source="VOCtrainval_11-May-2012.tar (host.robots.ox.ac.uk/pascal/VOC/voc2012)"
         + (" and SBD's benchmark.tgz (home.bharathh.info/home/sbd)" if sbd else ""),
         terms="Flickr's terms of use for the photographs; research use",

@@ -38,14 +38,19 @@ class Prepared:
     def __repr__(self) -> str:
         return f"Prepared({self.name!r}, split={self.split!r}, items={len(self)}, reads={self.read})"
 
+    @property
+    def checksum(self) -> str:
+        """Of the split's content, as it was written."""
+        return self._reader.about["splits"][self.split]["statistics"]["checksum"]
+
     def item_id(self, index: int) -> str:
         """The item's name within its set."""
         return self._reader.ids[index]
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         """Item `index`; BadItem where its record is damaged."""
+        record = self._reader[index]
         try:
-            record = self._reader[index]
             item = {"image": decode.decode_image(record["image"], f"{self.name} {self.split} {record['id']}")}
         except UserError as error:
             raise BadItem(str(error)) from None

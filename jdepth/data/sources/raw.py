@@ -38,13 +38,16 @@ class RawSet:
       name: folder of its records, and what configs call it.
       title: its name in print.
       counts: images per split, as published; also the splits' names.
+      approximate: the counts are estimates, nobody publishes them.
       items: (raw folder, split) -> all items of the split, in a fixed order; reads lists and names only.
       read: item -> {"image": encoded bytes of an image file, and "depth": (H, W) uint16 or float32 stored numbers,
         0 = invalid, or "label": (H, W) uint8 train ids, 255 = ignored}. UserError where a file is damaged.
-      expects: files and folders below the raw folder (patterns allowed) that must be there.
+      expects: files and folders below the raw folder (patterns allowed) that must be there; with a split's name and
+        a colon before it, for that split only.
       per_metre: stored depth numbers per metre; 0 for a set without depth.
       classes: names of the train ids; () for a set without labels.
       farthest: metres beyond which a depth is suspicious; a warning, nothing is left out.
+      size: (height, width) of every image, where all have one; others are warned of.
       source: where to get it.
       terms: under which conditions.
       download: size of the download in words.
@@ -63,6 +66,8 @@ class RawSet:
     per_metre: float = 0.0
     classes: tuple[str, ...] = ()
     farthest: float = 0.0
+    size: tuple[int, int] | None = None
+    approximate: bool = False
     note: str = ""
 
     @property

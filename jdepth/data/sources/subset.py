@@ -33,6 +33,8 @@ class _Chosen:
     def __init__(self, source, indices: Sequence[int]):
         self._source, self._indices = source, indices
         self.name, self.classes = source.name, source.classes
+        if hasattr(source, "checksum"):
+            self.checksum = source.checksum  # with the number of items it tells subsets of one seed apart
 
     def __len__(self) -> int:
         return len(self._indices)

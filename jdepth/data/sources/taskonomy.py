@@ -111,11 +111,15 @@ def _buildings(path: Path, split: str) -> list[str]:
     """Names of a split's buildings."""
     try:
         # Some copies end lines with a bare carriage return, which opening as text makes a newline of.
-        rows = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines()))
+        lines = [line.replace(" ", "") for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        rows = list(csv.DictReader(line for line in lines if line))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
     if not rows or not COLUMNS <= set(rows[0]):
         raise UserError(f"{path}: expected the columns id,train,val,test; copy the file again")
+    for number, row in enumerate(rows, 2):
+        if not row["id"] or {row[column] for column in ("train", "val", "test")} - {"0", "1"}:
+            raise UserError(f"{path}, line {number}: expected a building and 0 or 1 for train, val and test")
     return [row["id"] for row in rows if row[split] == "1"]
 
 
@@ -133,6 +137,8 @@ TASKONOMY = RawSet(
     terms="non-commercial research, no redistribution",
     download="terabytes for the full subset",
     per_metre=512.0,
+    size=(512, 512),
+    approximate=True,
     farthest=100.0,
     note=(
         "subset full by buildings, without the seven that Omnidata leaves out; the paper takes a random tenth of the "
