@@ -25,7 +25,7 @@ CHOICES = {
     "optimizer.decay": ("cosine", "constant"),
 }
 AT_LEAST = {
-    "steps": 1, "batch.depth": 1, "batch.auxiliary": 0, "seed": 0, "decoder.channels": 2, "log.every": 1,
+    "steps": 1, "look_ahead": 1, "batch.depth": 1, "batch.auxiliary": 0, "seed": 0, "decoder.channels": 2, "log.every": 1,
     "checkpoint.every": 1, "evaluate.every": 1, "evaluate.batch": 1, "evaluate.during_limit": 1,
     "evaluate.limit": 0, "evaluate.pictures": 0, "evaluate.rooms": 0, "data.workers": 0,
     "data.depth.fraction_seed": 0, "data.depth.limit": 0, "data.auxiliary.limit": 0, "data.depth.rooms": 0,
@@ -187,6 +187,12 @@ def _check_together(given: Mapping[str, Any]) -> None:
             raise UserError(f"config.{key}: needs config.alpha=1, since it replaces the pair (α, 1 − α)")
     if (given["alpha"] < 1 or given["beta"] is not None) and given["batch.auxiliary"] < 1:
         raise UserError("config.batch.auxiliary: must be at least 1, or set config.alpha=1")
+    ahead = given["look_ahead"]
+    if ahead > 1 and given["backbone.train"] != "frozen":
+        raise UserError("config.look_ahead: needs config.backbone.train=frozen; a trained backbone changes every step")
+    for key in ("steps", "log.every"):
+        if given[key] % ahead:
+            raise UserError(f"config.{key}: {given[key]} is not a multiple of look_ahead={ahead}")
     if not given["backbone.name"]:
         raise UserError("config.backbone.name: name a backbone, such as dinov2_vits14 or vit_nano14")
     if not 0 < given["depth_range.min"] < given["depth_range.max"]:

@@ -27,7 +27,7 @@ def show(config: Config) -> None:
 
 
 def abstract_step(config: Config):
-    """(joint step, abstract state, frozen parameters and batch): everything as shapes."""
+    """(model, joint step, abstract state, frozen parameters and batch): everything as shapes."""
     # The plain kernel's FLOPs are the same, and it can be traced on any machine.
     model = experiment.build_model({**config, "backbone": {**config["backbone"], "attention": "plain"}})
     classes = inputs.class_counts(config) if inputs.uses_auxiliary(config) else ()
@@ -41,8 +41,12 @@ def abstract_step(config: Config):
         backbone = trained.pop("backbone")
         frozen = {"backbone": jax.eval_shape(lambda t: depth_model.cast_frozen(t, model.backbone.dtype), backbone)}
     state = jax.eval_shape(lambda p: step.init_state(p, todo, optimizers, scales), trained)
-    joint = step.build(model, todo, optimizers, scales, settings)
-    return model, joint, state, frozen, abstract_batch(config, classes)
+    ahead = config["look_ahead"]
+    joint = step.build(model, todo, optimizers, scales, settings, ahead)
+    batch = abstract_batch(config, classes)
+    if ahead > 1:
+        batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0], ahead, *x.shape[1:]), x.dtype), batch)
+    return model, joint, state, frozen, batch
 
 
 def abstract_batch(config: Config, classes: tuple[int, ...]) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
@@ -80,7 +84,7 @@ def figures(config: Config) -> dict[str, str]:
     model, joint, state, frozen, batch = abstract_step(config)
     count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))  # noqa: E731
     size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))  # noqa: E731
-    per_step = flops.count(joint, state, frozen, batch)
+    per_step = flops.count(joint, state, frozen, batch) / config["look_ahead"]
     forward = _forward_flops(config, model, state, frozen)
     images = min(_evaluation_images(config), config["evaluate"]["during_limit"])
     times = config["steps"] // config["evaluate"]["every"]

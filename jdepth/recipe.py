@@ -26,6 +26,8 @@ RELEASED: dict[str, Any] = {
     # Auxiliary task: mldc, segmentation, single_label or reconstruction.
     "task": "mldc",
     "batch": {"depth": 4, "auxiliary": 4},
+    # Steps whose features one pass of a frozen backbone computes together: the same result in fewer, larger calls.
+    "look_ahead": 1,
     # Matrix products of backbone, decoder and heads; norms, residuals, losses stay float32.
     "precision": "bfloat16",
     # Warm start of the trained parameters from a converted file or a run, by name and shape.

@@ -101,8 +101,9 @@ def train(config: Config) -> dict[str, Any]:
         print(_summary(config, mesh, model, state, frozen))
 
         # ---- Loop ------------------------------------------------------------------------------------
+        ahead = config["look_ahead"]
         joint_step = jax.jit(
-            step.build(model, todo, optimizers, scales, settings),
+            step.build(model, todo, optimizers, scales, settings, ahead),
             donate_argnums=0,
             in_shardings=(everywhere, everywhere, shared),
             out_shardings=everywhere,
@@ -114,9 +115,9 @@ def train(config: Config) -> dict[str, Any]:
         closing.callback(batches.close)
         watch = logbook.Stopwatch(first, config["steps"], sum(batch_sizes.values()))
         recent, dead = [], DeadHead(round(config["loss"]["silog_warmup_fraction"] * config["steps"]))
-        for number in range(first + 1, config["steps"] + 1):
+        for number in range(first + ahead, config["steps"] + 1, ahead):
             began = time.perf_counter()
-            batch = next(batches)
+            batch = step.stack_ahead([next(batches) for _ in range(ahead)])
             watch.waited(time.perf_counter() - began)
             state, values = joint_step(state, frozen, parallel.put(batch, shared))
             recent.append(values)
@@ -267,7 +268,9 @@ class DeadHead:
 
 
 def _mean_rows(rows: list) -> dict[str, Any]:
-    host = jax.device_get(rows)
+    """Means of the metrics of some calls, each of one step or of several."""
+    calls = [{key: np.atleast_1d(value) for key, value in row.items()} for row in jax.device_get(rows)]
+    host = [{key: value[i] for key, value in call.items()} for call in calls for i in range(len(call["rate"]))]
     mean = {k: float(np.mean([row[k] for row in host], dtype=np.float64)) for k in sorted(host[0])}
     # The gradient too: a loss masked pixel by pixel can be finite where the prediction is not.
     bad = [k for k, v in mean.items() if k.endswith(("/loss", "/gradient_norm")) and not np.isfinite(v)]

@@ -85,6 +85,8 @@ def test_workdir_is_derived_from_the_file(trained):
         ("--config.steps=0", "config.steps: 0 is less than 1"),
         ("--config.steps=1" + 12 * "0", "config.steps: 1000000000000 is more than 2147483647"),
         ("--config.task=mldcc", "config.task: 'mldcc' is not one of mldc, segmentation, single_label, reconstruction"),
+        ("--config.look_ahead=2", "config.look_ahead: needs config.backbone.train=frozen"),
+        ("--config.look_ahead=0", "config.look_ahead: 0 is less than 1"),
         ("--config.evaluate.input_size=84", "config.evaluate.input_size: (84,) must be two whole numbers of pixels"),
         ("--alpha=0.8", "--alpha: unknown flag; did you mean --config.alpha?"),
         ("--dryrun", "Did you mean: dry_run"),

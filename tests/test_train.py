@@ -17,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from tiny_config import PICO, PICO_SIZE, ROOT, plain
+from tiny_run import save_backbone
 
 from jdepth import checkpoint, command_line, evaluate, experiment, logbook, train, weights
 from jdepth.errors import UserError
@@ -275,6 +276,25 @@ def test_every_task_trains_and_is_evaluated(task, metric, pico, tmp_path):
     assert np.isfinite(rows[-1][f"evaluation/{metric}"])
     tasks = {key.split("/")[0] for key in rows[0] if key.endswith("/loss")}
     assert tasks == {"depth"} | ({task} if task else set())
+
+
+def test_looking_ahead_gives_the_run_of_single_steps(pico, tmp_path):
+    """Metrics to float32's rounding, the same batches consumed, and going on from a checkpoint."""
+    weights_file = save_backbone(tmp_path / "backbone.safetensors")
+    frozen = {"backbone.train": "frozen", "backbone.weights": str(weights_file), "steps": 8, "log.every": 4,
+              "checkpoint.every": 4, "evaluate.every": 8}  # fmt: skip
+    rows = {}
+    for ahead in (1, 4):
+        workdir = tmp_path / str(ahead)
+        train.train(plain(workdir, **frozen, look_ahead=ahead))
+        rows[ahead] = logbook.read_rows(workdir / "metrics.jsonl")
+    assert [row["step"] for row in rows[1]] == [row["step"] for row in rows[4]]
+    for one, other in zip(rows[1], rows[4], strict=True):
+        assert one.keys() == other.keys()
+        for key in one:
+            np.testing.assert_allclose(other[key], one[key], rtol=2e-5, atol=1e-6, err_msg=key)
+    kept = checkpoint.read_any_params(tmp_path / "1", "last"), checkpoint.read_any_params(tmp_path / "4", "last")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *kept)
 
 
 def test_a_frozen_backbone_is_told_from_another(pico, tmp_path, capsys):
