@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 
 KERNELS = ("plain", "cudnn")
+# Queries whose logits the plain kernel holds at a time.
+QUERIES = 256
 _log = logging.getLogger(__name__)
 
 
@@ -17,9 +19,16 @@ def plain(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """
     statistics = jnp.promote_types(q.dtype, jnp.float32)
     q = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
-    logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=statistics)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+    # Heads before tokens, and some queries at a time: with 1,370 tokens a CPU took twice to four times as long for
+    # products over strided heads and logits that no cache holds (measured).
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+    pieces = []
+    for start in range(0, q.shape[2], QUERIES):
+        some = q[:, :, start : start + QUERIES]
+        logits = jnp.einsum("bhqd,bhkd->bhqk", some, k, preferred_element_type=statistics)
+        weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+        pieces.append(jnp.einsum("bhqk,bhkd->bhqd", weights, v))
+    return jnp.concatenate(pieces, axis=2).swapaxes(1, 2)
 
 
 def cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
