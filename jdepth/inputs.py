@@ -68,15 +68,16 @@ def read_small_sets(config: Config) -> None:
                         raise UserError("; ".join(bad)) from None
 
 
-def content(depth: streams.DepthStream, auxiliary: streams.AuxiliaryStream | None) -> dict[str, str]:
-    """What each training set holds, as a text that changes with its items: "count checksum" by stream and name."""
+def content(depth: streams.DepthStream, auxiliary: streams.AuxiliaryStream | None, evaluation) -> dict[str, str]:
+    """What each set holds, trained on or evaluated on, as a text that changes with its items: "count checksum" by
+    use and name."""
     members = auxiliary.members if auxiliary else ()
-    held = [("depth", depth.source), *(("auxiliary", member) for member in members)]
+    held = [("depth", depth.source), *(("auxiliary", member) for member in members), ("evaluation", evaluation)]
     return {f"{stream}/{source.name}": f"{len(source)} {_checksum(source)}" for stream, source in held}
 
 
 def _checksum(source) -> str:
-    """Of the content, where it is known; otherwise of the ids."""
+    """Of the content, where it is known; otherwise of the ids: a damaged file may be mended and the run go on."""
     known = getattr(source, "checksum", None)
     if known is None:
         digest = hashlib.sha256()
@@ -123,7 +124,10 @@ def _open(config: Config, given: Config, name: str, split: str, rooms: int, limi
 
 
 def depth_source(config: Config, split: str | None = None):
-    """The depth set: its training split, or the `split` to evaluate on, with evaluation's number of images."""
+    """The depth set: its training split, or the `split` to evaluate on, with evaluation's number of images.
+
+    Evaluating on the training split scores the share of it that is trained on (`fraction`).
+    """
     given = config["data"]["depth"]
     numbers = config["evaluate"] if split else given
     return _open(

@@ -4,6 +4,7 @@
     WORKDIR/speed.jsonl      how fast: steps/s, images/s, share of time waiting for data
     WORKDIR/tensorboard/     both
     WORKDIR/curves.png       losses and scores against steps
+    WORKDIR/bad_items.txt    items of the data that could not be used, where there are any
 """
 
 import json
@@ -64,6 +65,7 @@ class Logbook:
     def __init__(self, workdir: Path, step: int, tensorboard: bool):
         self._metrics, self._speed = workdir / "metrics.jsonl", workdir / "speed.jsonl"
         self._bad = workdir / "bad_items.txt"
+        self._told = set(self._bad.read_text().splitlines()) if self._bad.is_file() else set()
         for path in (self._metrics, self._speed):
             _rows_up_to(path, step)
         self._board = None
@@ -89,10 +91,12 @@ class Logbook:
         self._write(self._speed, step, {f"speed/{k}": v for k, v in values.items()})
 
     def bad_item(self, line: str) -> None:
-        """Tell of an item that cannot be used, and keep the line in bad_items.txt."""
+        """Tell of an item that cannot be used, and keep the line in bad_items.txt, once."""
         print(line, flush=True)
-        with open(self._bad, "a") as file:
-            file.write(line + "\n")
+        if line not in self._told:
+            self._told.add(line)
+            with open(self._bad, "a") as file:
+                file.write(line + "\n")
 
     def close(self) -> None:
         """Flush TensorBoard's file."""

@@ -81,8 +81,9 @@ def train(config: Config) -> dict[str, Any]:
         checkpoint.check_space(workdir, state)
         logbook.write_atomically(workdir / "config.json", json.dumps(config, indent=1) + "\n")
         checkpoints = closing.enter_context(contextlib.closing(Checkpoints(workdir)))
+        held = inputs.content(depth_stream, auxiliary_stream, evaluation.depth)
         clock = {"step": 0, "consumed": 0, "best_step": None, "best_AbsRel": None, "backbone": start.fingerprint,
-                 "data": inputs.content(depth_stream, auxiliary_stream)}  # fmt: skip
+                 "data": held}  # fmt: skip
         restored = checkpoints.restore(state)
         if restored is not None:
             state, clock = restored
@@ -91,7 +92,7 @@ def train(config: Config) -> dict[str, Any]:
                     f"{workdir}: was trained on another backbone (fingerprint {clock['backbone'][:12]}, "
                     f"given {start.fingerprint[:12]}): give the same config.backbone.weights"
                 )
-            _check_data(workdir, clock["data"], inputs.content(depth_stream, auxiliary_stream))
+            _check_data(workdir, clock["data"], held)
             # A kill between the two saves leaves a newer `best` behind, which this run has not reached yet.
             checkpoints.keep_best(clock["best_step"])
             print(f"going on from step {clock['step']} of {config['steps']} in {workdir}")
@@ -269,8 +270,10 @@ class DeadHead:
 
 def _mean_rows(rows: list) -> dict[str, Any]:
     """Means of the metrics of some calls, each of one step or of several."""
-    calls = [{key: np.atleast_1d(value) for key, value in row.items()} for row in jax.device_get(rows)]
-    host = [{key: value[i] for key, value in call.items()} for call in calls for i in range(len(call["rate"]))]
+    host = []
+    for row in jax.device_get(rows):
+        steps = zip(*(np.atleast_1d(value) for value in row.values()), strict=True)
+        host += [dict(zip(row, values, strict=True)) for values in steps]
     mean = {k: float(np.mean([row[k] for row in host], dtype=np.float64)) for k in sorted(host[0])}
     # The gradient too: a loss masked pixel by pixel can be finite where the prediction is not.
     bad = [k for k, v in mean.items() if k.endswith(("/loss", "/gradient_norm")) and not np.isfinite(v)]
@@ -324,7 +327,7 @@ def _check_workdir(workdir: Path, config: Config) -> None:
 
 
 def _check_data(workdir: Path, before: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Raise UserError where a training set is not what the run was started with: its next batch would be another."""
+    """Raise UserError where a set is not what the run was started with: its next batch or score would be another."""
     changed = [name for name in now if before.get(name) != now[name]]
     if changed:
         first = changed[0]

@@ -11,7 +11,7 @@ import numpy as np
 from jdepth.errors import UserError
 
 # What OpenCV and FFmpeg say of a broken file would stand beside the one line that we say: only errors, and nothing.
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 @dataclass(frozen=True)

@@ -273,6 +273,34 @@ def test_a_run_does_not_go_on_with_other_data(quick, tmp_path, capsys):
         shutil.copy(tmp_path / f"set/train/{kind}/a0.png", tmp_path / f"set/train/{kind}/b0.png")
     line = refused(capsys, main, TINY, *given)
     assert "depth/made is not what this run was started with (then 4 " in line and "now 5 " in line
+    for kind in ("rgb", "depth", "label"):
+        (tmp_path / f"set/train/{kind}/b0.png").unlink()
+    assert call(main, TINY, *given) == 0
+    # As many, but another image; then the same of what is scored.
+    for split, use in (("train", "depth"), ("val", "evaluation")):
+        for old, new in (("a0", "z0"), ("z0", "a0")):
+            for kind in ("rgb", "depth", "label"):
+                (tmp_path / f"set/{split}/{kind}/{old}.png").rename(tmp_path / f"set/{split}/{kind}/{new}.png")
+            if new == "z0":
+                assert f"{use}/made is not what this run was started with" in refused(capsys, main, TINY, *given)
+
+
+def test_a_few_damaged_images_are_left_out_where_the_config_allows(quick, tmp_path, capsys):
+    description = folder_set(tmp_path / "set", train_images=6)
+    damaged = tmp_path / "set/train/rgb/a2.png"
+    damaged.write_bytes(damaged.read_bytes()[:-200])
+    given = {
+        "data.depth.name": "folder", "data.depth.path": description, "evaluate.protocol": "whole",
+        "evaluate.input_size": (28, 42), "evaluate.split": "val", "data.depth.augmentation.crop": (28, 42),
+    }  # fmt: skip
+    strict = overrides(**SHORT, workdir=tmp_path / "strict", alpha=1.0, **given)
+    assert "a2.png" in refused(capsys, main, TINY, *strict)
+    lenient = {**given, "data.bad_share": 0.2}
+    run = overrides(**{**SHORT, "steps": 6}, workdir=tmp_path / "run", alpha=1.0, **lenient)
+    for _ in range(2):
+        assert call(main, TINY, *run) == 0, capsys.readouterr().err
+    (line,) = (tmp_path / "run/bad_items.txt").read_text().splitlines()
+    assert "made: a2 is left out" in line
 
 
 @pytest.mark.parametrize("harm", ["no arrays", "cut", "no description"])

@@ -8,7 +8,7 @@ import pytest
 from folder_set import HEIGHT, WIDTH, opened, write
 from tiny_config import plain
 
-from jdepth import inputs
+from jdepth import inputs, recipe
 from jdepth.data import protocols, sources
 from jdepth.data.sources.subset import Subset, fixed_subset
 from jdepth.errors import UserError
@@ -106,3 +106,13 @@ def test_small_sets_are_decoded_before_the_start(made, tmp_path, kind, split):
         inputs.read_small_sets(config)
     if kind == "label":
         inputs.read_small_sets(config | {"alpha": 1.0, "beta": None})  # no auxiliary task, no labels read
+
+
+@pytest.mark.parametrize("name", ["cityscapes19", "context59", "ade20k+cityscapes34", "mix6"])
+def test_published_pipelines_of_single_sets_and_mixtures(name, tmp_path):
+    config = plain(tmp_path / "run", **{"data.auxiliary.name": name})
+    config["data"]["auxiliary"]["augmentation"] = dict(recipe.RELEASED["data"]["auxiliary"]["augmentation"])
+    given = dict(zip(sources.members(name), inputs.member_augmentations(config), strict=True))
+    expected = {"cityscapes19": (2048, 1024), "cityscapes34": (2048, 1024), "context59": (520, 520)}
+    assert {member: own.scale for member, own in given.items()} == {m: expected.get(m, (2048, 512)) for m in given}
+    assert all(own.crop == ((480, 480) if member == "context59" else (512, 512)) for member, own in given.items())

@@ -210,6 +210,12 @@ def test_shards_with_bad_items_are_not_made_again_until_these_change(tmp_path, m
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "nyu").glob("*array_record*")}
     assert run("nyu", "--raw", raw, "--out", tmp_path) == 1
     assert times == {path: path.stat().st_mtime_ns for path in times}
+    # A file that can be read now, although nothing about it has changed.
+    monkeypatch.setattr(build, "_usable", lambda raw_set, item: True)
+    assert run("nyu", "--raw", raw, "--out", tmp_path) == 1
+    assert sum(times[path] != path.stat().st_mtime_ns for path in times) == 2  # its shard, and the note beside it
+    monkeypatch.undo()
+    monkeypatch.setattr(records, "PER_SHARD", 2)
     # Other files under the same names are taken in, too.
     bad.write_bytes(good)
     other = sorted(raw.glob("train_scene_1/*.png"))[0]
@@ -260,6 +266,31 @@ def test_missing_scenes_are_named_before_anything_is_written(tmp_path, capsys):
     assert "1 of the 3 listed folders are missing: train_scene_1" in error
     assert "unpack sync.zip there first" in error and "get it from" in error
     assert not list((tmp_path / "nyu").glob("*array_record*"))
+
+
+def test_bad_items_count_across_starts(tmp_path, capsys):
+    raw = frames(tmp_path / "raw", 8)
+    for path in sorted(raw.glob("train_scene_*/*.jpg"))[:2]:
+        path.write_bytes(b"no picture")
+    assert run("nyu", "--raw", raw, "--out", tmp_path, "--max_bad", 2) == 1
+    assert run("nyu", "--raw", raw, "--out", tmp_path, "--max_bad", 2) == 1
+    for path in sorted(raw.glob("test_scene_*/*.jpg"))[:1]:
+        path.write_bytes(b"no picture")
+    assert run("nyu", "--raw", raw, "--out", tmp_path, "--max_bad", 2) == 2
+    assert "more than 2 files" in capsys.readouterr().err
+
+
+def test_a_mended_frame_of_a_folder_is_taken_in(tmp_path):
+    """SUN RGB-D's items are folders."""
+    expected = TREES["sun"](tmp_path / "raw")
+    identity = next(iter(expected["train"]))
+    (image,) = (tmp_path / "raw/SUNRGBD" / identity / "image").glob("0*.jpg")
+    good = image.read_bytes()
+    image.write_bytes(good[:100])
+    assert run("sun", "--raw", tmp_path / "raw", "--out", tmp_path) == 1
+    image.write_bytes(good)
+    assert run("sun", "--raw", tmp_path / "raw", "--out", tmp_path) == 0
+    assert len(Prepared(tmp_path / "sun", "train")) == len(expected["train"])
 
 
 def test_too_many_bad_files(tmp_path, capsys):

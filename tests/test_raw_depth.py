@@ -286,3 +286,12 @@ def test_real_sun_depth_of_another_sensor(samples, tmp_path):
     np.testing.assert_array_equal(read["depth"], np.minimum(stored // 8 + stored % 8 * 8192, 8000))
     assert 500 < np.median(read["depth"][read["depth"] > 0]) < 8000
     assert read["image"] == (folder / "SUN_color.jpg").read_bytes()
+
+
+@pytest.mark.parametrize("line", ["hanson,1,0", "hanson,1,0,yes", ",1,0,0"])
+def test_a_wrong_line_of_taskonomys_list_is_named(line, tmp_path):
+    found, _ = opened("taskonomy", tmp_path)
+    path = tmp_path / "train_val_test_full.csv"
+    path.write_text(path.read_text().replace("\r", "\n") + f"\n\n{line}\n")
+    number = len(path.read_text().splitlines())
+    refused(lambda: found.items(tmp_path, "train"), path, f"line {number}:", "0 or 1")

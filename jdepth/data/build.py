@@ -9,7 +9,6 @@ import dataclasses
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -57,8 +56,8 @@ class Shard:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the items: their ids, and the sizes of their files, which another download changes."""
-        return _fingerprint(f"{item.id} {_sizes(item)}" for item in self.items)
+        """Of the items: their ids, and the sizes and times of their files, which another download changes."""
+        return _fingerprint(f"{item.id} {_files(item)}" for item in self.items)
 
 
 def build(
@@ -90,7 +89,8 @@ def build(
         shards = [shard for split in plan.values() for shard in split]
         todo = [shard for shard in shards if not _finished(shard)]
         _check_space(todo, folder)
-        _run(todo, sum(len(shard.items) for shard in shards), workers, max_bad, progress)
+        known = [entry for shard in shards if shard not in todo for entry in _note(shard)["bad"]]
+        _run(todo, known, sum(len(shard.items) for shard in shards), workers, max_bad, progress)
         for split, parts in plan.items():
             about["splits"][split] = _finish(parts, folder, split, selection)
         records.write_metadata(folder, about)
@@ -153,15 +153,24 @@ def _plan(
 
 
 def _finished(shard: Shard) -> bool:
-    """Whether a shard needs no work: it is there, whole, and of these items as they are now."""
+    """Whether a shard needs no work: it is there, whole, of these items as they are now, and those that could not be
+    used still cannot."""
     note = _note(shard)
     return (
         note is not None
         and note["items"] == shard.fingerprint
         and shard.path.is_file()
         and shard.path.stat().st_size == note["bytes"]
-        and _times([item for item in shard.items if item.id in dict(note["bad"])] if note["bad"] else ()) == note["times"]
+        and not any(_usable(shard.raw_set, item) for item in shard.items if item.id in dict(note["bad"]))
     )
+
+
+def _usable(raw_set: RawSet, item: Item) -> bool:
+    try:
+        read(raw_set, item)
+    except (UserError, OSError):
+        return False
+    return True
 
 
 def _note(shard: Shard) -> dict[str, Any] | None:
@@ -171,28 +180,25 @@ def _note(shard: Shard) -> dict[str, Any] | None:
         return None
 
 
-def _stats(item: Item) -> Iterator[os.stat_result]:
-    """Of an item's files that are there."""
-    for path in item.place.values():
-        if isinstance(path, Path) and path.is_file():
-            yield path.stat()
-
-
-def _sizes(item: Item) -> list[int]:
-    return [found.st_size for found in _stats(item)]
-
-
-def _times(items: Sequence[Item]) -> list[int]:
-    """When the files of bad items were written: one that has been mended is tried again."""
-    return [found.st_mtime_ns for item in items for found in _stats(item)]
+def _files(item: Item) -> list[tuple[int, int]]:
+    """(bytes, time) of an item's files, or of those in its folder."""
+    found = []
+    for path in (path for path in item.place.values() if isinstance(path, Path)):
+        for file in sorted(path.glob("*/*")) if path.is_dir() else (path,):
+            try:
+                seen = file.stat()
+            except OSError:  # reading the item will tell
+                continue
+            found.append((seen.st_size, seen.st_mtime_ns))
+    return found
 
 
 def _run(
-    todo: Sequence[Shard], images: int, workers: int, max_bad: int, progress: Callable[[int, int], None]
+    todo: Sequence[Shard], known: Sequence[tuple[str, str]], images: int, workers: int, max_bad: int, progress: Callable[[int, int], None]
 ) -> None:
     before = images - sum(len(shard.items) for shard in todo)
     progress(before, images)
-    bad: list[tuple[str, str]] = []
+    bad = list(known)
     for found in pool.over(write, _prepared(todo), workers, lambda done: progress(before + done, images)):
         bad += found
         if len(bad) > max_bad:
@@ -211,6 +217,7 @@ def _prepared(todo: Sequence[Shard]) -> Iterator[Shard]:
 def write(shard: Shard) -> list[tuple[str, str]]:
     """Write one shard and its note; returns (id, reason) of the items that could not be used."""
     raw_set, statistics, ids = shard.raw_set, Statistics(), []
+    fingerprint = shard.fingerprint  # of the files before they are read: one that changes meanwhile is read again
     bad: list[tuple[str, str]] = []
 
     def good() -> Iterator[dict[str, Any]]:
@@ -229,10 +236,9 @@ def write(shard: Shard) -> list[tuple[str, str]]:
             yield record
 
     records.write_shard(shard.path, raw_set.kind, raw_set.dtype, good())
-    unusable = dict(bad)
     note = {
-        "items": shard.fingerprint, "bytes": shard.path.stat().st_size, "ids": ids, "bad": bad,
-        "times": _times([item for item in shard.items if item.id in unusable]), "statistics": statistics.to_json(),
+        "items": fingerprint, "bytes": shard.path.stat().st_size, "ids": ids, "bad": bad,
+        "statistics": statistics.to_json(),
     }  # fmt: skip
     records.write_text(shard.note, json.dumps(note))
     return bad

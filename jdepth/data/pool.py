@@ -1,6 +1,6 @@
 """Work on many shards in processes of their own, with progress by the item.
 
-A task calls `tick` for each item that it has done; the first process sees the sum while tasks run.
+A task calls `tick` for each item that it takes up; the first process sees the sum while tasks run.
 """
 
 import multiprocessing
@@ -57,7 +57,7 @@ def over(
                 if more:
                     waiting.add(pool.submit(call, task))
             ended, waiting = wait(waiting, _INTERVAL, FIRST_COMPLETED) if waiting else (set(), waiting)
-            progress(done.value)
+            progress(done.get_obj().value)  # without its lock, which a worker that was killed may still hold
             yield from (future.result() for future in ended)
     except BrokenProcessPool:
         raise UserError("a worker process was killed, probably for memory; start again with fewer --workers") from None

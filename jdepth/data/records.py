@@ -13,6 +13,7 @@ which the record file compresses: reading it costs a third of decoding a 16-bit 
 Which item lies in which shard depends on the order of the items alone.
 """
 
+import contextlib
 import json
 import os
 import resource
@@ -204,8 +205,8 @@ def fetch(source, index: int, where: str) -> dict[str, Any]:
 @lru_cache
 def _allow_many_files() -> None:
     """Every shard that is read stays open: as many as the system grants this process."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # where the system does not let it
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 

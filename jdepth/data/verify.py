@@ -7,7 +7,7 @@ from pathlib import Path
 from jdepth.data import pool, records
 from jdepth.data.sources import decode
 from jdepth.data.statistics import Statistics, total
-from jdepth.errors import UserError
+from jdepth.errors import BadItem, UserError
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class _Part:
     folder: Path
     split: str
     start: int
-    count: int
+    ids: tuple[str, ...]
 
 
 def verify(folder: Path, split: str, workers: int, progress: Callable[[int], None]) -> list[str]:
@@ -27,10 +27,11 @@ def verify(folder: Path, split: str, workers: int, progress: Callable[[int], Non
     Raises:
       UserError: the split is not prepared, or a shard is missing or cut short.
     """
-    about = records.Reader(folder, split).about["splits"][split]
+    reader = records.Reader(folder, split)
+    about = reader.about["splits"][split]
     parts, start = [], 0
     for number, shard in enumerate(about["shards"]):
-        parts.append(_Part(number, folder, split, start, shard["count"]))
+        parts.append(_Part(number, folder, split, start, tuple(reader.ids[start : start + shard["count"]])))
         start += shard["count"]
     read = sorted(pool.over(_read, parts, workers, progress))
     faults = [fault for _, _, found in read for fault in found]
@@ -43,14 +44,21 @@ def _read(part: _Part) -> tuple[int, dict, list[str]]:
     """(number, statistics, faults) of one shard."""
     reader, numbers, faults = records.Reader(part.folder, part.split), Statistics(), []
     classes = len(reader.about["classes"])
-    for index in range(part.start, part.start + part.count):
+    for index, identity in enumerate(part.ids, part.start):
         pool.tick()
         try:
             record = reader[index]
-            decode.decode_image(record["image"], record["id"])
-            if record["id"] != reader.ids[index]:
-                raise UserError(f"it is {record['id']}, the list of ids says {reader.ids[index]}")
             numbers.add(record, classes)
-        except UserError as error:
+            _decodes(record)
+            if record["id"] != identity:
+                faults.append(f"{part.split}, record {index}: it is {record['id']}, the list of ids says {identity}")
+        except BadItem as error:  # what the system refuses is no damage and ends the reading
             faults.append(f"{part.split}, record {index}: {error}")
     return part.number, numbers.to_json(), faults
+
+
+def _decodes(record: dict) -> None:
+    try:
+        decode.decode_image(record["image"], record["id"])
+    except UserError as error:
+        raise BadItem(str(error)) from None

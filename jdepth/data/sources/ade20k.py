@@ -57,7 +57,9 @@ ADE20K = RawSet(
     counts={"train": 20210, "val": 2000},
     items=items,
     read=read,
-    expects=tuple(f"{ROOT}/{kind}/{part}" for kind in ("images", "annotations") for part in FOLDERS.values()),
+    expects=tuple(
+        f"{split}:{ROOT}/{kind}/{part}" for kind in ("images", "annotations") for split, part in FOLDERS.items()
+    ),
     source="ADEChallengeData2016.zip (sceneparsing.csail.mit.edu)",
     terms="images: non-commercial research and education; annotations: BSD 3-Clause",
     download="about 1 GB",

@@ -1,7 +1,7 @@
 """COCO-Stuff: 80 kinds of things and 91 of stuff in the photographs of COCO 2017.
 
 Raw layout: train2017.zip, val2017.zip and stuffthingmaps_trainval2017.zip all unpack to folders train2017/ and
-val2017/; the maps may have a folder of their own or lie beside the images:
+val2017/; the maps may have a folder of their own, or all may lie in one:
 
     {train2017,val2017}/ID.jpg, or the same below images/
     stuffthingmaps_trainval2017/{train2017,val2017}/ID.png, or below stuffthingmaps/ or annotations/, or ID.png there
@@ -81,8 +81,7 @@ COCO_STUFF = RawSet(
     counts={"train": 118287, "val": 5000},
     items=items,
     read=read,
-    # What all accepted layouts share; `items` looks for the rest.
-    expects=("train:**/train2017/*.png", "val:**/val2017/*.png"),
+    expects=(),  # several layouts: `items` says what is missing
     source="cocodataset.org: train2017.zip and val2017.zip; github.com/nightrome/cocostuff: "
     "stuffthingmaps_trainval2017.zip",
     terms="images: Flickr's terms of use; annotations: CC BY 4.0",

@@ -53,7 +53,7 @@ EIGEN = RawSet(
     counts={"train": 23158, "test": 652},
     items=items,
     read=read_depth,
-    expects=("kitti_eigen_train.txt", "kitti_eigen_test.txt"),
+    expects=("train:kitti_eigen_train.txt", "test:kitti_eigen_test.txt"),
     source=(
         "cvlibs.net/datasets/kitti: the raw recordings (synced and rectified) and data_depth_annotated.zip; "
         f"kitti_eigen_train.txt and kitti_eigen_test.txt from {ORIGIN}"

@@ -23,20 +23,21 @@ def rows(path: Path, origin: str) -> list[tuple[str, str]]:
 
 
 def root(raw: Path, candidates: Sequence[str], names: Iterable[str]) -> Path:
-    """The first folder of `candidates` below `raw` that holds the first folder of any of the listed names.
+    """The first folder of `candidates` below `raw` that holds the first folder of each of the listed names.
 
     Raises:
-      UserError: none does, or it lacks others of them.
+      UserError: none does.
     """
     folders = sorted({name.partition("/")[0] for name in names})
-    for candidate in candidates:
-        absent = [folder for folder in folders if not (raw / candidate / folder).is_dir()]
-        if len(absent) == len(folders):
-            continue
-        if absent:
-            shown = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
-            raise UserError(f"{raw / candidate}: {len(absent)} of the {len(folders)} listed folders are missing: {shown}")
-        return raw / candidate
+    absent = {place: [name for name in folders if not (raw / place / name).is_dir()] for place in candidates}
+    place = min(candidates, key=lambda candidate: len(absent[candidate]))
+    if not absent[place]:
+        return raw / place
+    if len(absent[place]) < len(folders):
+        shown = ", ".join(absent[place][:5]) + (", ..." if len(absent[place]) > 5 else "")
+        raise UserError(
+            f"{raw / place}: {len(absent[place])} of the {len(folders)} listed folders are missing: {shown}"
+        )
     places = " or ".join(str(raw / candidate) for candidate in candidates)
     raise UserError(f"{places}: expected the folders that the list names ({', '.join(folders[:3])}, ...) in it")
 

@@ -78,7 +78,7 @@ BTS = RawSet(
     counts={"train": 24231, "test": 654},
     items=items,
     read=read_depth,
-    expects=("nyu_train.txt", "nyu_test.txt"),
+    expects=("train:nyu_train.txt", "test:nyu_test.txt"),
     source=(
         "github.com/cleinc/bts: sync.zip, and the test images that its extraction script writes; nyu_train.txt and "
         "nyu_test.txt from splits/ of github.com/zhyever/Monocular-Depth-Estimation-Toolbox"

@@ -113,11 +113,12 @@ def _buildings(path: Path, split: str) -> list[str]:
         # Some copies end lines with a bare carriage return, which opening as text makes a newline of.
         lines = [line.replace(" ", "") for line in path.read_text(encoding="utf-8-sig").splitlines()]
         rows = list(csv.DictReader(line for line in lines if line))
+        numbers = [number for number, line in enumerate(lines, 1) if line][1:]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
     if not rows or not COLUMNS <= set(rows[0]):
         raise UserError(f"{path}: expected the columns id,train,val,test; copy the file again")
-    for number, row in enumerate(rows, 2):
+    for number, row in zip(numbers, rows, strict=True):
         if not row["id"] or {row[column] for column in ("train", "val", "test")} - {"0", "1"}:
             raise UserError(f"{path}, line {number}: expected a building and 0 or 1 for train, val and test")
     return [row["id"] for row in rows if row[split] == "1"]
