@@ -2,7 +2,7 @@
 
 Command:  bash launch/local.sh            (or: python -m jdepth.main --config configs/quickstart.py)
 Hardware: 2 CPU cores.
-Time:     5 to 6 minutes, evaluation and pictures included.
+Time:     about 5 minutes, evaluation and pictures included.
 Expected: AbsRel on 64 unseen rooms about 0.55 × that of the best constant depth (measured: 0.22 against
           0.40).
 """
