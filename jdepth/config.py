@@ -230,10 +230,12 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: not a run's config.json ({error}): put its own file back, or use a new folder"
         ) from error
+    older = [key for key in flatten(RELEASED) if key not in flatten(config)]
     try:
         check(config)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        hint = f" (a run of an older jdepth, or not its whole config: it lacks {', '.join(older[:3])})" if older else ""
+        raise UserError(f"{path}: {error}{hint}") from error
     return config
 
 

@@ -65,7 +65,8 @@ def read_small_sets(config: Config) -> None:
                 except BadItem as error:
                     bad.append(str(error))
                     if len(bad) > share * len(source):
-                        raise UserError("; ".join(bad)) from None
+                        limit = f" ({len(bad)} of {len(source)} items; config.data.bad_share allows {share:g} of a set)"
+                        raise UserError("; ".join(bad) + limit * (share > 0)) from None
 
 
 def content(depth: streams.DepthStream, auxiliary: streams.AuxiliaryStream | None, evaluation) -> dict[str, str]:
