@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import cv2
 import numpy as np
+import prepared_set
 import pytest
-import test_prepare
 from test_data_pipeline import AUXILIARY, PLAIN, Tiny, digest
 
 from jdepth.data import records
@@ -94,8 +94,8 @@ def test_a_set_without_a_usable_item():
 
 def test_a_damaged_record(tmp_path):
     """Bytes of one record overwritten: training goes on without it, and says which it was."""
-    test_prepare.frames(tmp_path / "raw", 24)
-    assert test_prepare.run("nyu", "--raw", tmp_path / "raw", "--out", tmp_path) == 0
+    prepared_set.frames(tmp_path / "raw", 24)
+    assert prepared_set.run("nyu", "--raw", tmp_path / "raw", "--out", tmp_path) == 0
     shard = records.shard_path(tmp_path / "nyu", "nyu", "train", 0, 1)
     whole = shard.read_bytes()
     for place in range(len(whole) // 3, len(whole), 500):  # where the damage is one record's
@@ -114,12 +114,12 @@ def test_a_damaged_record(tmp_path):
 
 
 def test_a_frame_of_another_size_is_named_and_replaced(tmp_path):
-    raw = test_prepare.frames(tmp_path / "raw", 12)
+    raw = prepared_set.frames(tmp_path / "raw", 12)
     odd = sorted(raw.glob("train_scene_0/*"))
     for path in odd[:1] + [path for path in odd if path.suffix == ".png"][:1]:
         picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
         assert cv2.imwrite(str(path), picture[:20, :30])
-    assert test_prepare.run("nyu", "--raw", raw, "--out", tmp_path) == 0
+    assert prepared_set.run("nyu", "--raw", raw, "--out", tmp_path) == 0
     told, source = [], Prepared(tmp_path / "nyu", "train")
     cropped = replace(PLAIN, crop=(24, 32))
     with joint_batches(DepthStream(source, cropped), batch_depth=4, seed=0, bad_share=0.1, tell=told.append) as batches:
@@ -129,9 +129,9 @@ def test_a_frame_of_another_size_is_named_and_replaced(tmp_path):
 
 
 def test_too_many_open_files_is_no_damage(tmp_path, monkeypatch):
-    test_prepare.frames(tmp_path / "raw", 40)
+    prepared_set.frames(tmp_path / "raw", 40)
     monkeypatch.setattr(records, "PER_SHARD", 1)
-    assert test_prepare.run("nyu", "--raw", tmp_path / "raw", "--out", tmp_path) == 0
+    assert prepared_set.run("nyu", "--raw", tmp_path / "raw", "--out", tmp_path) == 0
     source = Prepared(tmp_path / "nyu", "train")
     assert len(source.item_id(0)) and len(list((tmp_path / "nyu").glob("nyu-train*-of-00040"))) == 40
     before = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -5,8 +5,8 @@ import runpy
 
 import jax
 import numpy as np
+import prepared_set
 import pytest
-import test_prepare
 from raw_label_trees import TREES
 from test_data_pipeline import digest
 from tiny_config import PICO, ROOT
@@ -39,9 +39,9 @@ def data_dir(tmp_path_factory):
     for name in MEMBERS:
         trees = DEPTH_TREES if name in DEPTH_TREES else TREES
         trees[name](folder / "raw" / name)
-    test_prepare.frames(folder / "raw/nyu", 8)
+    prepared_set.frames(folder / "raw/nyu", 8)
     for name in ("nyu", *MEMBERS):
-        assert test_prepare.run(name, "--raw", folder / "raw" / name, "--out", folder / "data") == 0
+        assert prepared_set.run(name, "--raw", folder / "raw" / name, "--out", folder / "data") == 0
     return folder / "data"
 
 

@@ -5,8 +5,8 @@ import shutil
 import cv2
 import numpy as np
 import scipy.io
+from prepared_set import run
 from raw_depth_trees import cells
-from test_prepare import run
 
 from jdepth.data import protocols, sources
 
