@@ -219,32 +219,22 @@ def test_only_the_named_best_stays(tmp_path):
 
 @pytest.mark.slow
 def test_eight_devices_compute_what_one_computes(cache, tmp_path):
-    # The recipe's rate: at the quickstart's tenfold rate float32 rounding alone grows past the bound; with the
-    # released eps of 1e-8, too, a loss was once 8e-5 apart, presumably where AdamW divides rounding by rounding.
-    changes = {"steps": 20, "batch.depth": 8, "batch.auxiliary": 8, "optimizer.rate": 1e-4, "optimizer.eps": 1e-4}
+    # The recipe's rate: at the quickstart's tenfold rate float32 rounding alone grows past the bound.
+    changes = {"steps": 20, "batch.depth": 8, "batch.auxiliary": 8, "optimizer.rate": 1e-4}
     rows = {}
     for devices in (1, 8):
         finish(start(cache, tmp_path / str(devices), devices, **changes))
         rows[devices] = logbook.read_rows(tmp_path / str(devices) / "metrics.jsonl")
-    worst, jumps, norms = {}, {}, {}
+    worst, jumps = {}, {}
     for one, eight in zip(rows[1], rows[8], strict=True):
         assert one.keys() == eight.keys()
         for key, value in one.items():
             if key.split("/")[-1] in ("d1", "d2", "d3", "at_min_depth"):
                 jumps[key] = max(jumps.get(key, 0.0), abs(value - eight[key]))
-                continue
-            difference = abs(value - eight[key]) / max(abs(value), 1e-6)
-            if key.endswith("/gradient_norm"):
-                norms.setdefault(key, []).append(difference)
             else:
-                worst[key] = max(worst.get(key, 0.0), difference)
-    print({key: [f"{value:.1e}" for value in sorted(values)[-3:]] for key, values in norms.items()})
+                worst[key] = max(worst.get(key, 0.0), abs(value - eight[key]) / max(abs(value), 1e-6))
     print({key: f"{value:.1e}" for key, value in (worst | jumps).items() if value})
     assert max(worst.values()) <= 1e-5
-    # A gradient jumps where a ReLU's input changes its sign, once in a while at one pixel (in float64, where none
-    # does, the two agree to 1e-10: test_parallel.py); the step after it is equal again.
-    for values in norms.values():
-        assert sorted(values)[-4] <= 1e-5 and max(values) <= 2e-3
     # Shares jump by whole pixels: one of the six evaluation images' 3,072 is 5.4e-5 of the mean.
     assert max(jumps.values()) <= 2 * 5.5e-5
 
