@@ -19,7 +19,7 @@ from jdepth.recipe import RELEASED
 
 CHOICES = {
     "task": ("mldc", "segmentation", "single_label", "reconstruction"),
-    "precision": ("bfloat16", "float32"),
+    "precision": ("bfloat16", "float32", "float64"),
     "backbone.train": ("frozen", "full"),
     "backbone.attention": ("auto", "plain", "cudnn"),
     "optimizer.decay": ("cosine", "constant"),

@@ -28,6 +28,9 @@ def fold(seed: int, *names: str) -> int:
 def build_model(config: Config, platform: str | None = None) -> DepthModel:
     """Backbone, decoder and depth head; resolves and logs the attention kernel."""
     dtype = jnp.dtype(config["precision"])
+    if dtype == jnp.float64:
+        # A switch of the whole process, thrown before the run's first array is made.
+        jax.config.update("jax_enable_x64", True)
     kernel = attention.choose(config["backbone"]["attention"], dtype, platform)
     return depth_model.build(
         config["backbone"]["name"],
@@ -73,7 +76,7 @@ class Parameters(NamedTuple):
     """Start of a run.
 
     Attributes:
-      trained: {"decoder", heads[, "backbone"]} float32.
+      trained: {"decoder", heads[, "backbone"]} float32 (float64 with that precision).
       frozen: {"backbone"} in compute precision, or {}.
       fingerprint: of the frozen backbone's file contents; "" when it is trained.
       report: lines that say what was loaded and what was not.
@@ -103,6 +106,8 @@ def initial_params(config: Config, model: DepthModel, todo: list[tasks.Task]) ->
     if config["init_from"]:
         everything, lines = _warm_start(config["init_from"], everything, frozen)
         report += lines
+    if jnp.dtype(config["precision"]) == jnp.float64:
+        everything = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), everything)
     backbone = everything["backbone"]
     if frozen:
         del everything["backbone"]

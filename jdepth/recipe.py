@@ -28,7 +28,8 @@ RELEASED: dict[str, Any] = {
     "batch": {"depth": 4, "auxiliary": 4},
     # Steps whose features one pass of a frozen backbone computes together: the same result in fewer, larger calls.
     "look_ahead": 1,
-    # Matrix products of backbone, decoder and heads; norms, residuals, losses stay float32.
+    # Matrix products of backbone, decoder and heads; norms, residuals, losses are at least float32. float64 is
+    # for checks on a CPU: everything, parameters too, in double precision.
     "precision": "bfloat16",
     # Warm start of the trained parameters from a converted file or a run, by name and shape.
     "init_from": "",

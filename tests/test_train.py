@@ -217,26 +217,39 @@ def test_only_the_named_best_stays(tmp_path):
 # ---- Devices ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-def test_eight_devices_compute_what_one_computes(cache, tmp_path):
-    # The recipe's rate: at the quickstart's tenfold rate float32 rounding alone grows past the bound.
-    changes = {"steps": 20, "batch.depth": 8, "batch.auxiliary": 8, "optimizer.rate": 1e-4}
+def _worst_rows(cache, tmp_path, **changes) -> list[dict[str, float]]:
+    """Relative differences of the metric rows of a 20-step run on one and on eight devices, row by row."""
+    changes = {"steps": 20, "batch.depth": 8, "batch.auxiliary": 8} | changes
     rows = {}
     for devices in (1, 8):
         finish(start(cache, tmp_path / str(devices), devices, **changes))
         rows[devices] = logbook.read_rows(tmp_path / str(devices) / "metrics.jsonl")
-    worst, jumps = {}, {}
+    found = []
     for one, eight in zip(rows[1], rows[8], strict=True):
         assert one.keys() == eight.keys()
-        for key, value in one.items():
-            if key.split("/")[-1] in ("d1", "d2", "d3", "at_min_depth"):
-                jumps[key] = max(jumps.get(key, 0.0), abs(value - eight[key]))
-            else:
-                worst[key] = max(worst.get(key, 0.0), abs(value - eight[key]) / max(abs(value), 1e-6))
-    print({key: f"{value:.1e}" for key, value in (worst | jumps).items() if value})
-    assert max(worst.values()) <= 1e-5
-    # Shares jump by whole pixels: one of the six evaluation images' 3,072 is 5.4e-5 of the mean.
-    assert max(jumps.values()) <= 2 * 5.5e-5
+        found.append({key: abs(value - eight[key]) / max(abs(value), 1e-6) for key, value in one.items()})
+    return found
+
+
+@pytest.mark.slow
+def test_eight_devices_compute_what_one_computes(cache, tmp_path):
+    """Every column of every row, held-out scores too."""
+    worst = _worst_rows(cache, tmp_path, precision="float64")
+    assert any("evaluation/AbsRel" in row for row in worst)
+    largest = max(max(row.values()) for row in worst)
+    print(f"largest difference {largest:.1e}")
+    assert largest <= 1e-10
+
+
+@pytest.mark.slow
+def test_eight_devices_begin_as_one_in_float32(cache, tmp_path):
+    """Before updates have grown what rounding left: AdamW divides each gradient by its own size, so that entries
+    whose gradient is mostly rounding move apart by a share of the rate (2e-3 of it after 5 steps, 0.2 after 20,
+    measured), and a ReLU whose input then changes sign shows in a gradient's norm."""
+    worst = _worst_rows(cache, tmp_path, **{"log.every": 1, "optimizer.rate": 1e-4})
+    norms = [max(v for k, v in row.items() if k.endswith(("/loss", "/gradient_norm"))) for row in worst if "rate" in row]
+    print("losses and gradient norms by step:", " ".join(f"{value:.1e}" for value in norms))
+    assert len(norms) == 20 and max(norms[:3]) <= 1e-5
 
 
 def test_a_batch_that_does_not_divide_is_refused(cache, tmp_path):
