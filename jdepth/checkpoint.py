@@ -9,6 +9,7 @@ fingerprint of the frozen backbone, which is never saved itself.
 """
 
 import contextlib
+import copy
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,7 +74,7 @@ class Checkpoints:
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             optimizers=ocp.args.StandardSave(state.optimizers),
-            clock=ocp.args.JsonSave(dict(clock)),  # written later, when the caller's may have moved on
+            clock=ocp.args.JsonSave(copy.deepcopy(clock)),  # written later, when the caller's may have moved on
         )
         self._last.save(int(clock["step"]), args=items)
 
@@ -83,14 +84,15 @@ class Checkpoints:
         self._best.save(path, params, force=True)
         self._best.wait_until_finished()
 
-    def keep_best(self, step: int | None) -> None:
-        """Drop every `best` but that of `step`, once the `last` that names it is complete.
+    def keep_best(self, step: int | None, named_by: "Checkpoints | None" = None) -> None:
+        """Drop every `best` but that of `step`, once the `last` that names it (this run's own, or that of the
+        population `named_by`) is complete.
 
         Waits only if there is one to drop, that is after a new best.
         """
         others = [other for other in steps(self._workdir, "best") if other != step]
         if others:
-            self.wait()
+            (named_by or self).wait()
         for other in others:
             shutil.rmtree(folder(self._workdir, "best") / str(other))
 

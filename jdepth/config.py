@@ -25,7 +25,7 @@ CHOICES = {
     "optimizer.decay": ("cosine", "constant"),
 }
 AT_LEAST = {
-    "steps": 1, "look_ahead": 1, "batch.depth": 1, "batch.auxiliary": 0, "seed": 0, "decoder.channels": 2, "log.every": 1,
+    "steps": 1, "look_ahead": 1, "accumulate": 1, "mesh.fsdp": 1, "init_seed": -1, "batch.depth": 1, "batch.auxiliary": 0, "seed": 0, "decoder.channels": 2, "log.every": 1,
     "checkpoint.every": 1, "evaluate.every": 1, "evaluate.batch": 1, "evaluate.during_limit": 1,
     "evaluate.limit": 0, "evaluate.pictures": 0, "evaluate.rooms": 0, "data.workers": 0,
     "data.depth.fraction_seed": 0, "data.depth.limit": 0, "data.auxiliary.limit": 0, "data.depth.rooms": 0,
@@ -61,6 +61,8 @@ INTERVALS = (
     "data.auxiliary.augmentation.ratio", "data.auxiliary.augmentation.contrast",
     "data.auxiliary.augmentation.saturation",
 )  # fmt: skip
+# Lists of names; all other lists hold numbers.
+NAMES = ("population.task",)
 # Draws of each member of a mixture.
 WEIGHTS = "data.auxiliary.weights"
 KINDS = {float: "a number", int: "a whole number", bool: "True or False", str: "a text", tuple: "a list of numbers"}
@@ -149,6 +151,10 @@ def _check_kind(key: str, value: Any, example: Any) -> None:
     accepted = {float: int | float, tuple: tuple | list}.get(wanted, wanted)
     if isinstance(value, bool) != (wanted is bool) or not isinstance(value, accepted):
         raise UserError(f"config.{key}: {value!r} is not {KINDS[wanted]}")
+    if key in NAMES:
+        if not all(isinstance(name, str) for name in value):
+            raise UserError(f"config.{key}: {value!r} is not a list of names")
+        return
     numbers = value if wanted is tuple else (value,) if wanted is float else ()
     if not all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in numbers):
         raise UserError(f"config.{key}: {value!r} is not finite, or holds something else than numbers")
@@ -162,6 +168,9 @@ def _check_tuples(given: Mapping[str, Any]) -> None:
         if len(value) != 2 or not all(isinstance(v, int) and v > 0 for v in value):
             empty = " or ()" if key in OPTIONAL_SIZES else ""
             raise UserError(f"config.{key}: {value!r} must be two whole numbers of pixels{empty}, such as (112, 140)")
+    for task in given["population.task"]:
+        if task not in ("baseline", *CHOICES["task"]):
+            raise UserError(f"config.population.task: {task!r} is not one of baseline, {', '.join(CHOICES['task'])}")
     for key in INTERVALS:
         value = given[key]
         if len(value) != 2 or not 0 <= value[0] <= value[1]:
@@ -193,6 +202,8 @@ def _check_together(given: Mapping[str, Any]) -> None:
     for key in ("steps", "log.every"):
         if given[key] % ahead:
             raise UserError(f"config.{key}: {given[key]} is not a multiple of look_ahead={ahead}")
+    if given["accumulate"] > 1 and given["loss.gradient"]:
+        raise UserError("config.accumulate: needs config.loss.gradient=0, whose means over pixels do not add up in parts")
     if not given["backbone.name"]:
         raise UserError("config.backbone.name: name a backbone, such as dinov2_vits14 or vit_nano14")
     if not 0 < given["depth_range.min"] < given["depth_range.max"]:

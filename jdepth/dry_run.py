@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jdepth import experiment, flops, inputs, step
+from jdepth import experiment, flops, inputs, population
 from jdepth.data import sources
 from jdepth.errors import UserError
 from jdepth.models import depth_model
@@ -30,27 +30,26 @@ def abstract_step(config: Config):
     """(model, joint step, abstract state, frozen parameters and batch): everything as shapes."""
     # The plain kernel's FLOPs are the same, and it can be traced on any machine.
     model = experiment.build_model({**config, "backbone": {**config["backbone"], "attention": "plain"}})
-    classes = inputs.class_counts(config) if inputs.uses_auxiliary(config) else ()
-    todo = experiment.build_tasks(config, model, classes)
-    scales, settings = experiment.scales(config), experiment.optimizer_settings(config)
+    classes = {task: inputs.class_counts(config, task) for task in population.tasks(config)}
+    runs = population.Runs(config, model, classes.get)
     ratio = config["backbone"]["lr_ratio"] if config["backbone"]["train"] == "full" else None
-    optimizers = step.build_optimizers(todo, scales, settings, ratio)
-    trained = experiment.abstract_params(config, model, todo)
-    frozen = {}
-    if config["backbone"]["train"] == "frozen":
-        backbone = trained.pop("backbone")
-        frozen = {"backbone": jax.eval_shape(lambda t: depth_model.cast_frozen(t, model.backbone.dtype), backbone)}
-    state = jax.eval_shape(lambda p: step.init_state(p, todo, optimizers, scales), trained)
+    trained, frozen = [], {}
+    for member, todo in zip(runs.members, runs.tasks, strict=True):
+        trained.append(experiment.abstract_params(member.config, model, todo))
+        if config["backbone"]["train"] == "frozen":
+            backbone = trained[-1].pop("backbone")
+            frozen = {"backbone": jax.eval_shape(lambda t: depth_model.cast_frozen(t, model.backbone.dtype), backbone)}
+    state = jax.eval_shape(lambda p: runs.init_state(p, ratio), trained)
     ahead = config["look_ahead"]
-    joint = step.build(model, todo, optimizers, scales, settings, ahead)
+    joint = runs.build(ratio, ahead, accumulate=config["accumulate"])
     batch = abstract_batch(config, classes)
     if ahead > 1:
         batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0], ahead, *x.shape[1:]), x.dtype), batch)
     return model, joint, state, frozen, batch
 
 
-def abstract_batch(config: Config, classes: tuple[int, ...]) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
-    """Shapes of one joint batch."""
+def abstract_batch(config: Config, classes: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+    """Shapes of one joint batch with the targets of every task in `classes` (class counts of the data sets)."""
     array = jax.ShapeDtypeStruct
     crop = config["data"]["depth"]["augmentation"]["crop"]
     size, number = tuple(int(c) for c in crop), config["batch"]["depth"]
@@ -69,13 +68,15 @@ def abstract_batch(config: Config, classes: tuple[int, ...]) -> dict[str, dict[s
             "valid_size": array((number, 2), jnp.int32),
             "dataset_id": array((number,), jnp.int32),
             "photometric": array((number, 5), jnp.float32),
-            **{
-                "mldc": {"classes": array((number, max(classes)), jnp.float32)},
-                "single_label": {"class_id": array((number,), jnp.int32)},
-                "segmentation": {"label": array((number, *canvas), jnp.uint8)},
-                "reconstruction": {},
-            }[config["task"]],
         }
+        targets = {
+            "mldc": lambda: {"classes": array((number, max(classes["mldc"])), jnp.float32)},
+            "single_label": lambda: {"class_id": array((number,), jnp.int32)},
+            "segmentation": lambda: {"label": array((number, *canvas), jnp.uint8)},
+            "reconstruction": dict,
+        }
+        for task in classes:
+            batch["auxiliary"] |= targets[task]()
     return batch
 
 
@@ -85,7 +86,7 @@ def figures(config: Config) -> dict[str, str]:
     count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))  # noqa: E731
     size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))  # noqa: E731
     per_step = flops.count(joint, state, frozen, batch) / config["look_ahead"]
-    forward = _forward_flops(config, model, state, frozen)
+    forward = _forward_flops(config, model) * len(population.members(config))
     images = min(_evaluation_images(config), config["evaluate"]["during_limit"])
     times = config["steps"] // config["evaluate"]["every"]
     share = forward * images * times / (per_step * config["steps"])
@@ -111,11 +112,10 @@ def _readable(number: float) -> str:
     return f"{number / 1e6:.2f} M"
 
 
-def _forward_flops(config: Config, model, state, frozen) -> float:
+def _forward_flops(config: Config, model) -> float:
     size = config["evaluate"]["input_size"] or config["data"]["depth"]["rooms_size"] or PUBLISHED_SIZE
     image = jax.ShapeDtypeStruct((1, *(int(s) for s in size), 3), jnp.float32)
-    params = {**state.params, **frozen}
-    return flops.count(model, params, image)
+    return flops.count(model, experiment.abstract_params(config, model, []), image)
 
 
 def _evaluation_images(config: Config) -> int:

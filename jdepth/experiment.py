@@ -88,8 +88,13 @@ class Parameters(NamedTuple):
     report: tuple[str, ...]
 
 
-def initial_params(config: Config, model: DepthModel, todo: list[tasks.Task]) -> Parameters:
-    """Fresh or loaded parameters as the config says. Raises UserError for weights that do not fit."""
+def initial_params(
+    config: Config, model: DepthModel, todo: list[tasks.Task], shared: Parameters | None = None
+) -> Parameters:
+    """Fresh or loaded parameters as the config says. Raises UserError for weights that do not fit.
+
+    `shared`: the start of another run on the same frozen backbone, which is not read again.
+    """
     frozen = config["backbone"]["train"] == "frozen"
     path, name = config["backbone"]["weights"], config["backbone"]["name"]
     if frozen and not path:
@@ -98,7 +103,9 @@ def initial_params(config: Config, model: DepthModel, todo: list[tasks.Task]) ->
             f"{name}_pretrain.pth or a converted file, or set config.backbone.train=full"
         )
     report, fingerprint, loaded = [], "", {}
-    if path:
+    if shared is not None:
+        loaded["backbone"], fingerprint = shared.frozen["backbone"], shared.fingerprint
+    elif path:
         # Before anything is drawn: a file that does not fit is told at once.
         loaded["backbone"], fingerprint = _load_backbone(path, name)
         report.append(f"backbone: {name} from {path}")
@@ -121,10 +128,11 @@ def fresh_params(
     config: Config, model: DepthModel, todo: list[tasks.Task], backbone: bool = True
 ) -> dict[str, Any]:
     """Random parameters of backbone (if wanted), decoder and every head, each from its own named seed."""
-    everything = model.init(jax.random.key(fold(config["seed"], "init", "model")), (28, 28), backbone)
+    seed = config["seed"] if config["init_seed"] < 0 else config["init_seed"]
+    everything = model.init(jax.random.key(fold(seed, "init", "model")), (28, 28), backbone)
     for task in todo:
         if task.head not in everything:
-            everything[task.head] = task.init(jax.random.key(fold(config["seed"], "init", task.head)))
+            everything[task.head] = task.init(jax.random.key(fold(seed, "init", task.head)))
     return dict(everything)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from jdepth import config as config_module, population
 from jdepth.data import protocols, sources, streams, transforms
 from jdepth.data.sources.subset import Part, Subset
 from jdepth.errors import BadItem, UserError
@@ -18,6 +19,11 @@ ASSUMED_CLASSES = 100
 
 def check(config: Config) -> None:
     """Raise UserError naming every data set that is not there, or where the evaluation protocol does not fit."""
+    for member in population.members(config) if any(config["population"].values()) else ():
+        try:
+            config_module.check(member.config)
+        except UserError as error:
+            raise UserError(f"config.population: member {member.name}: {error}") from None
     depth = config["data"]["depth"]["name"]
     if sources.is_mixture(depth):
         raise UserError(f"config.data.depth.name: {depth} is a mixture for the auxiliary task; name one data set")
@@ -96,10 +102,8 @@ def missing(config: Config) -> list[str]:
 
 
 def uses_auxiliary(config: Config) -> bool:
-    """Whether the run has an auxiliary task."""
-    if config["gamma"] is not None:
-        return False
-    return config["beta"] is not None or config["alpha"] < 1.0
+    """Whether the run, or a member of it, has an auxiliary task."""
+    return bool(population.tasks(config))
 
 
 def _open(config: Config, given: Config, name: str, split: str, rooms: int, limit: int, read: tuple[str, ...]):
@@ -148,9 +152,13 @@ def auxiliary_names(config: Config) -> tuple[str, ...]:
 
 def _auxiliary_source(config: Config, member: str, split: str | None = None):
     given = config["data"]["auxiliary"]
-    read = () if config["task"] == "reconstruction" else ("label",)
     rooms, limit = (config["evaluate"]["rooms"], 0) if split else (given["rooms"], given["limit"])
-    return _open(config, given, member, split or given["split"], rooms, limit, read)
+    own = partial(_open, config, given, member, split or given["split"], rooms, limit)
+    if population.tasks(config) == ("reconstruction",):
+        # Images will do; where there are labels they choose the crops, as for every other task.
+        bare = own(())
+        return own(("label",)) if bare.classes else bare
+    return own(("label",))
 
 
 def _optional(value):
@@ -197,7 +205,7 @@ def auxiliary_stream(config: Config, split: str | None = None) -> streams.Auxili
         return None
     members = auxiliary_sources(config, split)
     weights = _optional(config["data"]["auxiliary"]["weights"])
-    return streams.AuxiliaryStream(tuple(members), member_augmentations(config), config["task"], weights)
+    return streams.AuxiliaryStream(tuple(members), member_augmentations(config), population.tasks(config), weights)
 
 
 def protocol(config: Config) -> protocols.Protocol:
@@ -222,9 +230,9 @@ def opened(config: Config) -> list[tuple[str, Any]]:
     return found
 
 
-def class_counts(config: Config) -> tuple[int, ...]:
-    """Classes of each auxiliary member for a dry run, assumed where the data is not there."""
-    if config["task"] == "reconstruction":
+def class_counts(config: Config, task: str) -> tuple[int, ...]:
+    """Classes of each auxiliary member for a task of a dry run, assumed where the data is not there."""
+    if task == "reconstruction":
         return (3,) * len(auxiliary_names(config))
     return tuple(
         len(_published_classes(name)) or ASSUMED_CLASSES if isinstance(source, UserError) else len(source.classes)

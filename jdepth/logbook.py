@@ -11,7 +11,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,32 +141,39 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
-def progress_line(step: int, total: int, values: Mapping[str, float], lap: Mapping[str, float]) -> str:
-    """The line printed while training."""
-    losses = "  ".join(f"{k.removesuffix('/loss')} {v:.4f}" for k, v in values.items() if k.endswith("/loss"))
+def progress_line(step: int, total: int, rows: Sequence[Mapping[str, float]], lap: Mapping[str, float]) -> str:
+    """The line printed while training: losses of the run's row, or the range of those of several members."""
+    losses: dict[str, list[float]] = {}
+    for key, value in ((k, v) for row in rows for k, v in row.items() if k.endswith("/loss")):
+        losses.setdefault(key.removesuffix("/loss"), []).append(value)
+    shown = "  ".join(f"{k} " + "-".join(f"{v:.4f}" for v in sorted({min(vs), max(vs)})) for k, vs in losses.items())
     return (
-        f"step {step}/{total}  {losses}  rate {values['rate']:.2e}  |  {lap['steps_per_second']:.2f} steps/s  "
+        f"step {step}/{total}  {shown}  rate {rows[0]['rate']:.2e}  |  {lap['steps_per_second']:.2f} steps/s  "
         f"{lap['images_per_second']:.1f} images/s  waiting for data {lap['waiting_for_data']:.0%}  "
         f"ETA {duration(lap['seconds_left'])}"
     )
 
 
-def draw_curves(workdir: Path) -> None:
-    """Losses and evaluation scores against steps, as WORKDIR/curves.png."""
+def draw_curves(workdir: Path, runs: Mapping[str, Path]) -> None:
+    """Losses and evaluation scores of runs (by name, their folders) against steps, as WORKDIR/curves.png."""
     # Not pyplot, which would choose a display for the whole process.
     from matplotlib.figure import Figure
 
-    rows = read_rows(workdir / "metrics.jsonl")
-    keys = sorted({k for row in rows for k in row if k.endswith("/loss") or k in SCORES})
+    read = {name: read_rows(folder / "metrics.jsonl") for name, folder in runs.items()}
+    keys = sorted({k for rows in read.values() for row in rows for k in row if k.endswith("/loss") or k in SCORES})
     if not keys:
         return
     figure = Figure(figsize=(4 * len(keys), 3))
     axes = figure.subplots(1, len(keys), squeeze=False)
     for axis, key in zip(axes[0], keys, strict=True):
-        points = [(row["step"], row[key]) for row in rows if isinstance(row.get(key), int | float)]
-        axis.plot(*zip(*points, strict=True), marker="." if len(points) < 50 else "", linewidth=1)
+        for name, rows in read.items():
+            points = [(row["step"], row[key]) for row in rows if isinstance(row.get(key), int | float)]
+            if points:
+                axis.plot(*zip(*points, strict=True), marker="." if len(points) < 50 else "", linewidth=1, label=name)
         axis.set_title(key, fontsize=9)
         axis.set_xlabel("global step", fontsize=8)
         axis.grid(alpha=0.3)
+        if len(read) > 1:
+            axis.legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(workdir / "curves.png", dpi=110)

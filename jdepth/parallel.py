@@ -1,5 +1,10 @@
-"""Data parallelism over the local devices: one mesh axis, batches split on it, parameters on every device."""
+"""Devices as one mesh, and where arrays lie on it.
 
+Three axes: "data" splits the batch; "fsdp" splits the batch too and shares out the backbone's parameters, which are
+gathered where they are used; "ahead" splits the steps of a look-ahead among devices that the batch is too small for.
+"""
+
+import math
 from typing import Any
 
 import jax
@@ -8,13 +13,53 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jdepth.errors import UserError
 
-AXIS = "data"
+DATA, FSDP, AHEAD = "data", "fsdp", "ahead"
+# Arrays below so many entries lie on every device whole: gathering them would cost more than it saves.
+SMALLEST_SHARED = 2**16
 
 
-def make_mesh(devices: list | None = None) -> Mesh:
-    """One-axis mesh over `devices`, all local ones by default."""
+def make_mesh(devices: list | None = None, fsdp: int = 1, ahead: int = 1) -> Mesh:
+    """Mesh over `devices`, all local ones by default, whose number `fsdp` · `ahead` divides."""
     devices = jax.local_devices() if devices is None else devices
-    return Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
+    shape = (len(devices) // (fsdp * ahead), fsdp, ahead)
+    return Mesh(np.array(devices).reshape(shape), (DATA, FSDP, AHEAD), axis_types=(AxisType.Auto,) * 3)
+
+
+def training_mesh(look_ahead: int = 1, fsdp: int = 1, devices: list | None = None, **batches: int) -> Mesh:
+    """`make_mesh` for training batches: "ahead" is 1 where every batch divides among the devices, otherwise the
+    smallest part of the look-ahead that employs them all.
+
+    Raises UserError where there is none, or where `fsdp` does not divide the number of devices.
+    """
+    devices = jax.local_devices() if devices is None else devices
+    count = len(devices)
+    if count % fsdp:
+        raise UserError(f"config.mesh.fsdp={fsdp} does not divide {count} devices: use a divisor of their number")
+    for ahead in range(1, look_ahead + 1):
+        fits = look_ahead % ahead == 0 and count % (ahead * fsdp) == 0
+        if fits and all(size % (count // ahead) == 0 for size in batches.values()):
+            return make_mesh(devices, fsdp, ahead)
+    worst = next((name for name, size in batches.items() if size % count), next(iter(batches)))
+    apart = count // math.gcd(count, *batches.values())
+    raise UserError(
+        f"config.batch.{worst}={batches[worst]} does not divide among {count} devices: use a multiple of {count}, "
+        f"config.look_ahead a multiple of {apart} (with a frozen backbone), or fewer devices (CUDA_VISIBLE_DEVICES)"
+    )
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Into how many pieces a training batch is divided."""
+    return mesh.shape[DATA] * mesh.shape[FSDP]
+
+
+def batch_spec(mesh: Mesh, look_ahead: int = 1) -> PartitionSpec:
+    """Of training batches: rows (B, ...), with a look-ahead rows and steps (B, k, ...)."""
+    return PartitionSpec((DATA, FSDP)) if look_ahead == 1 else PartitionSpec((DATA, FSDP), AHEAD)
+
+
+def joint_batch(mesh: Mesh, look_ahead: int = 1) -> NamedSharding:
+    """Where training batches lie."""
+    return NamedSharding(mesh, batch_spec(mesh, look_ahead))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -23,20 +68,43 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def split(mesh: Mesh) -> NamedSharding:
-    """The leading axis divided among the devices."""
-    return NamedSharding(mesh, PartitionSpec(AXIS))
+    """The leading axis divided among all devices, as evaluation needs it."""
+    return NamedSharding(mesh, PartitionSpec((DATA, FSDP, AHEAD)))
 
 
-def check_divides(mesh: Mesh, **batches: int) -> None:
-    """Raise UserError for a batch that the devices cannot share evenly."""
-    for name, size in batches.items():
-        if size % mesh.size:
-            raise UserError(
-                f"config.batch.{name}={size} does not divide among {mesh.size} devices: "
-                f"use a multiple of {mesh.size}, or fewer devices (CUDA_VISIBLE_DEVICES)"
-            )
+def specs(mesh: Mesh, tree: Any) -> Any:
+    """A PartitionSpec per array of a tree of parameters or of what optimizers hold of them: whole on every device,
+    but for what belongs to a backbone, whose longest divisible axis is divided along "fsdp"."""
+
+    def spec(path, leaf) -> PartitionSpec:
+        inside = any(getattr(key, "key", None) == "backbone" for key in path)
+        axis = _shared_axis(leaf.shape, mesh.shape[FSDP]) if inside else None
+        return PartitionSpec() if axis is None else PartitionSpec(*(None,) * axis, FSDP)
+
+    return jax.tree_util.tree_map_with_path(spec, tree)
 
 
-def put(tree: Any, sharding: NamedSharding) -> Any:
-    """Host arrays to devices; starts the copy and returns at once."""
+def placement(mesh: Mesh, tree: Any) -> Any:
+    """`specs` as shardings, to put a tree or to compile for it."""
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs(mesh, tree))
+
+
+def _shared_axis(shape: tuple[int, ...], count: int) -> int | None:
+    if count == 1 or math.prod(shape) < SMALLEST_SHARED:
+        return None
+    return max((a for a, size in enumerate(shape) if size % count == 0), key=lambda a: shape[a], default=None)
+
+
+def gather(pieces: Any, held: Any) -> Any:
+    """Inside `jax.shard_map`: parameters whole again, from pieces that lie as `held` (of `specs`) says."""
+
+    def whole(piece, spec):
+        axis = next((axis for axis, name in enumerate(spec) if name == FSDP), None)
+        return piece if axis is None else jax.lax.all_gather(piece, FSDP, axis=axis, tiled=True)
+
+    return jax.tree.map(whole, pieces, held)
+
+
+def put(tree: Any, sharding: Any) -> Any:
+    """Host arrays to devices, by one sharding or a tree of them; starts the copy and returns at once."""
     return jax.device_put(tree, sharding)

@@ -15,6 +15,8 @@ RELEASED: dict[str, Any] = {
     "data_dir": "data",
     # One seed derives initialisation, data order and augmentation, by named folds.
     "seed": 0,
+    # Of the initialisation alone; -1 = as `seed`.
+    "init_seed": -1,
     # Global steps; each is one depth and one auxiliary update.
     "steps": 38_400,
     # Decoder rate: α·η in the depth update, (1 − α)·η in the auxiliary one; α = 1 is depth only.
@@ -28,6 +30,13 @@ RELEASED: dict[str, Any] = {
     "batch": {"depth": 4, "auxiliary": 4},
     # Steps whose features one pass of a frozen backbone computes together: the same result in fewer, larger calls.
     "look_ahead": 1,
+    # Parts of a batch whose gradients are computed one after the other: the same result in less memory.
+    "accumulate": 1,
+    # Devices among which a backbone's parameters are divided; the batch is divided among all devices anyway.
+    "mesh": {"fsdp": 1},
+    # Many runs in one, over one pass of the frozen backbone: the i-th value of each list makes member i. A task may be
+    # "baseline" (depth only). Members that differ in seed share the data's order: they are no independent runs.
+    "population": {"alpha": (), "gamma": (), "beta": (), "seed": (), "task": ()},
     # Matrix products of backbone, decoder and heads; norms, residuals, losses are at least float32. float64 is
     # for checks on a CPU: everything, parameters too, in double precision.
     "precision": "bfloat16",

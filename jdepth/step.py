@@ -10,13 +10,16 @@ decoder that the depth update has already moved.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
+from jdepth import frozen_pass, parallel
 from jdepth.models.depth_model import DepthModel
 from jdepth.optim import OptimizerSettings, beta1_schedule, learning_rate, task_optimizer
 from jdepth.tasks import Task
@@ -105,6 +108,10 @@ def build(
     scales: Scales,
     settings: OptimizerSettings,
     look_ahead: int = 1,
+    *,
+    accumulate: int = 1,
+    mapped: bool = False,
+    mesh: Mesh | None = None,
 ) -> Callable[[TrainState, Mapping[str, Any], Mapping[str, Any]], tuple[TrainState, dict]]:
     """The joint step as a function (state, frozen, batch) -> (state, metrics).
 
@@ -115,47 +122,48 @@ def build(
     With `look_ahead` k > 1 the function does k global steps: arrays of `batch` are (B, k, ...), as
     `stack_ahead` makes them, metrics are (k,). A frozen backbone's features depend on nothing that these
     steps change, so that one pass computes them for all k; the result is that of k single steps.
+
+    Args:
+      accumulate: parts of a batch whose gradients are computed one after the other and added, for less memory
+        and the same result. Each device's rows are divided.
+      mapped: loops over steps and parts as one compiled body, which is quicker to compile on an accelerator. XLA's
+        CPU backend is slow at convolutions in loops: there they are written out.
+      mesh: the devices that the program is compiled for, where there are several.
     """
+    shared = frozen_pass.build(model, tasks, look_ahead, mesh)
+    update = _joint_update(model, tasks, scales, settings, accumulate, mapped, mesh)
+    several = _several(partial(update, optimizers), look_ahead, mapped)
 
     def joint_steps(state: TrainState, frozen, batch):
-        train_backbone = "backbone" not in frozen
-        if look_ahead > 1:
-            # The batch axis stays the outer one: devices that share it keep their rows.
-            batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
-        inputs = {task.stream: task.prepare(batch[task.stream]) for task in tasks}
-        taps = {}
-        if not train_backbone:
-            # The features of every task depend on nothing that this step changes: one packed pass.
-            images = tuple(x["images"] for x in inputs.values())
-            features = model.backbone.apply({"params": frozen["backbone"]}, images)
-            taps = {s: jax.lax.stop_gradient(f.taps) for s, f in zip(inputs, features, strict=True)}
-        if look_ahead == 1:
-            return one_step(state, inputs, taps)
-        rows = []
-        for ahead in range(look_ahead):
-            own = jax.tree.map(lambda x, i=ahead: x.reshape(-1, look_ahead, *x.shape[1:])[:, i], (inputs, taps))
-            state, metrics = one_step(state, *own)
-            rows.append(metrics)
-        return state, jax.tree.map(lambda *values: jnp.stack(values), *rows)
+        return several(state, *shared(frozen, batch))
 
-    def one_step(state: TrainState, inputs, taps):
+    return joint_steps
+
+
+def _joint_update(model, tasks, scales, settings, accumulate, mapped, mesh):
+    """One global step on what `frozen_pass` made of one joint batch: (optimizers, state, inputs, taps) ->
+    (state, metrics)."""
+    shards = 1 if mesh is None else parallel.batch_shards(mesh)
+
+    def update(optimizers, state: TrainState, inputs, taps):
         train_backbone = "backbone" in state.params
         params, optimizer_states = dict(state.params), dict(state.optimizers)
         metrics = {}
         for task in tasks:
             keys = _updated_keys(task, scales, train_backbone)
 
-            def loss(trained, task=task, fixed=params):
+            def loss(trained, given, own, task=task, fixed=params):
                 everything = {**fixed, **trained}
-                given = inputs[task.stream]
-                own = taps.get(task.stream)
                 if own is None:
                     own = model.features(everything["backbone"], given["images"])
                 features = model.decode(everything["decoder"], own)
                 return task.loss(everything[task.head], features, given, state.step)
 
+            gradient = jax.value_and_grad(loss, has_aux=True)
+            if accumulate > 1:
+                gradient = _in_parts(gradient, task, accumulate, shards, mapped)
             trained = {k: params[k] for k in keys}
-            (value, terms), gradients = jax.value_and_grad(loss, has_aux=True)(trained)
+            (value, terms), gradients = gradient(trained, inputs[task.name], taps.get(task.stream))
             updates, optimizer_states[task.stream] = optimizers[task.stream].update(
                 gradients, optimizer_states[task.stream], trained
             )
@@ -167,7 +175,134 @@ def build(
         metrics["beta1"] = beta1_schedule(settings)(state.step)
         return TrainState(params, optimizer_states, state.step + 1), metrics
 
+    return update
+
+
+def _in_parts(gradient, task: Task, parts: int, shards: int, mapped: bool):
+    """`gradient` of a batch as the weighted mean over its parts, each of some rows of every device."""
+
+    def part(tree, index):
+        def rows(x):
+            own = x.reshape(shards, parts, -1, *x.shape[1:])
+            return jax.lax.dynamic_index_in_dim(own, index, 1, keepdims=False).reshape(-1, *x.shape[1:])
+
+        return jax.tree.map(rows, tree)
+
+    def accumulated(trained, given, own):
+        weights = jnp.stack([jnp.asarray(task.weight(part(given, i)), float) for i in range(parts)])
+        weights = weights / jnp.maximum(weights.sum(), 1)
+
+        def add(total, index):
+            # The barrier keeps the compiler from computing all parts at once, which would hold them all in memory.
+            total, given_, own_ = jax.lax.optimization_barrier((total, given, own))
+            found = gradient(trained, part(given_, index), None if own_ is None else part(own_, index))
+            return jax.tree.map(lambda t, x: t + weights[index].astype(t.dtype) * x, total, found), None
+
+        like = jax.eval_shape(gradient, trained, part(given, 0), None if own is None else part(own, 0))
+        total = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), like)
+        if mapped:
+            return jax.lax.scan(add, total, jnp.arange(parts))[0]
+        for index in range(parts):
+            total, _ = add(total, index)
+        return total
+
+    return accumulated
+
+
+def _several(update, look_ahead: int, mapped: bool):
+    """`update` for the k steps of a look-ahead, whose inputs and taps are (B, k, ...): metrics are (k,), of a single
+    step scalars."""
+
+    def steps(state: TrainState, inputs, taps):
+        if mapped and look_ahead > 1:
+            ahead = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (inputs, taps))
+            return jax.lax.scan(lambda state, given: update(state, *given), state, ahead)
+        rows = []
+        for number in range(look_ahead):
+            state, metrics = update(state, *jax.tree.map(lambda x, i=number: x[:, i], (inputs, taps)))
+            rows.append(metrics)
+        return state, rows[0] if look_ahead == 1 else jax.tree.map(lambda *values: jnp.stack(values), *rows)
+
+    return steps
+
+
+class Group(NamedTuple):
+    """Members of a population that have one structure: the same tasks, and scales that differ in value alone.
+
+    Which scales are 0 or None, and so which parameters an update moves, is the same for all.
+    """
+
+    tasks: tuple[Task, ...]
+    scales: tuple[Scales, ...]
+
+
+def init_population(
+    params: Mapping[str, Sequence[Any]], groups: Mapping[str, Group], settings: OptimizerSettings
+) -> TrainState:
+    """State before the first step of members over one frozen backbone.
+
+    Args:
+      params: by group, what each of its members trains.
+
+    Returns:
+      A TrainState whose `params` and `optimizers` are, by group, those of a single run with a leading axis of members.
+    """
+    stacked = {name: jax.tree.map(lambda *own: jnp.stack(own), *params[name]) for name in groups}
+    optimizers = {}
+    for name, group in groups.items():
+        own = build_optimizers(group.tasks, group.scales[0], settings)
+        start = partial(init_state, tasks=group.tasks, optimizers=own, scales=group.scales[0])
+        optimizers[name] = jax.vmap(lambda p, start=start: start(p).optimizers)(stacked[name])
+    return TrainState(stacked, optimizers, jnp.zeros((), jnp.int32))
+
+
+def build_population(
+    model: DepthModel,
+    groups: Mapping[str, Group],
+    settings: OptimizerSettings,
+    look_ahead: int = 1,
+    *,
+    accumulate: int = 1,
+    mapped: bool = False,
+    mesh: Mesh | None = None,
+) -> Callable[[TrainState, Mapping[str, Any], Mapping[str, Any]], tuple[TrainState, dict]]:
+    """`build` for many members on the same batches: one pass of the frozen backbone, then every member's updates.
+
+    The state is that of `init_population`; metrics are {group: {name: (members,) or (members, k)}}. Each member's
+    result is that of its own run. Members are never one convolution with more groups: XLA's CPU backend takes three
+    times as long for that. With `mapped` they are a loop, on a CPU they are written out.
+    """
+    tasks = {task.name: task for group in groups.values() for task in group.tasks}
+    shared = frozen_pass.build(model, tuple(tasks.values()), look_ahead, mesh)
+
+    def joint_steps(state: TrainState, frozen, batch):
+        inputs, taps = shared(frozen, batch)
+        params, optimizers, metrics = {}, {}, {}
+        for name, group in groups.items():
+            update = _joint_update(model, group.tasks, group.scales[0], settings, accumulate, mapped, mesh)
+
+            def member(given, group=group, update=update):
+                factors, own_params, own_optimizers = given
+                own = build_optimizers(group.tasks, Scales(*factors), settings)
+                steps = _several(partial(update, own), look_ahead, mapped)
+                after, row = steps(TrainState(own_params, own_optimizers, state.step), inputs, taps)
+                return after.params, after.optimizers, row
+
+            # A scale of None, for a task that is not there, is never read.
+            rows = zip(*((scales.depth, scales.auxiliary or 0.0) for scales in group.scales), strict=True)
+            factors = tuple(jnp.asarray(row, float) for row in rows)
+            given = (factors, state.params[name], state.optimizers[name])
+            params[name], optimizers[name], metrics[name] = _over_members(member, given, len(group.scales), mapped)
+        return TrainState(params, optimizers, state.step + look_ahead), metrics
+
     return joint_steps
+
+
+def _over_members(function, stacked, count: int, mapped: bool):
+    if mapped and count > 1:
+        return jax.lax.map(function, stacked)
+    results = [function(jax.tree.map(lambda x, i=index: x[i], stacked)) for index in range(count)]
+    return jax.tree.map(lambda *own: jnp.stack(own), *results)
 
 
 def stack_ahead(batches: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jdepth import colour, losses
+from jdepth.losses import segmentation as segmentation_loss, silog
 from jdepth.models import heads, resize
 from jdepth.models.depth_model import DepthModel
 
@@ -31,6 +32,8 @@ class Task:
       prepare: batch of its stream -> inputs; `inputs["images"]` is (B, H, W, 3) float32, normalised.
       loss: (head parameters, decoder map (B, H', W', C), inputs, global step) -> (scalar, named terms).
       predict: (head parameters, decoder map, inputs) -> what its metrics need.
+      weight: inputs -> (), how many units (groups, pixels, samples) the loss is a mean over; None where the loss of
+        a batch is no mean of the losses of its parts.
     """
 
     name: str
@@ -40,6 +43,7 @@ class Task:
     prepare: Callable[[Inputs], dict[str, jax.Array]]
     loss: Callable[[Any, jax.Array, Inputs, jax.Array], tuple[jax.Array, Terms]]
     predict: Callable[[Any, jax.Array, Inputs], jax.Array]
+    weight: Callable[[Inputs], jax.Array] | None = None
 
 
 def depth(
@@ -84,10 +88,15 @@ def depth(
         terms["at_min_depth"] = jnp.mean(prediction <= model.depth_head.min_depth)
         return total, terms
 
-    return Task("depth", "depth", "depth_head", init, prepare, loss, predict)
+    def weight(inputs):
+        return silog.contributing(inputs["depth"] > 0, group)
+
+    # The gradient loss pools the pixels of each of its scales: no single weight adds up its parts.
+    weight = None if gradient_weight else weight
+    return Task("depth", "depth", "depth_head", init, prepare, loss, predict, weight)
 
 
-def _auxiliary(name, head, prepare_more, loss, predict) -> Task:
+def _auxiliary(name, head, prepare_more, loss, predict, weight) -> Task:
     def init(key):
         pooled = jnp.zeros((1, head.channels), jnp.float32)
         return head.init(key, pooled, jnp.zeros((1,), jnp.int32))["params"]
@@ -98,7 +107,7 @@ def _auxiliary(name, head, prepare_more, loss, predict) -> Task:
         inputs["images"] = colour.pad_to_mean(images, batch["valid_size"])
         return inputs | prepare_more(batch)
 
-    return Task(name, "auxiliary", "auxiliary_head", init, prepare, loss, predict)
+    return Task(name, "auxiliary", "auxiliary_head", init, prepare, loss, predict, weight)
 
 
 def _nothing_more(batch):
@@ -130,7 +139,7 @@ def mldc(classes: tuple[int, ...], channels: int) -> Task:
         mask = heads.class_mask(classes, inputs["dataset_id"])
         return losses.LOSSES["multi_label"](predict(params, features, inputs), inputs["classes"], mask)
 
-    return _auxiliary("mldc", head, _nothing_more, loss, predict)
+    return _auxiliary("mldc", head, _nothing_more, loss, predict, lambda inputs: len(inputs["classes"]))
 
 
 def single_label(classes: tuple[int, ...], channels: int) -> Task:
@@ -145,7 +154,10 @@ def single_label(classes: tuple[int, ...], channels: int) -> Task:
         mask = heads.class_mask(classes, inputs["dataset_id"])
         return losses.LOSSES["single_label"](predict(params, features, inputs), inputs["class_id"], mask)
 
-    return _auxiliary("single_label", head, _nothing_more, loss, predict)
+    def weight(inputs):
+        return jnp.sum(inputs["class_id"] >= 0)
+
+    return _auxiliary("single_label", head, _nothing_more, loss, predict, weight)
 
 
 def segmentation(classes: tuple[int, ...], channels: int) -> Task:
@@ -160,7 +172,10 @@ def segmentation(classes: tuple[int, ...], channels: int) -> Task:
         mask = heads.class_mask(classes, inputs["dataset_id"])
         return losses.LOSSES["segmentation"](predict(params, features, inputs), inputs["label"], mask)
 
-    return _auxiliary("segmentation", head, _nothing_more, loss, predict)
+    def weight(inputs):
+        return jnp.sum(inputs["label"] != segmentation_loss.IGNORE)
+
+    return _auxiliary("segmentation", head, _nothing_more, loss, predict, weight)
 
 
 def reconstruction(classes: tuple[int, ...], channels: int) -> Task:
@@ -178,7 +193,10 @@ def reconstruction(classes: tuple[int, ...], channels: int) -> Task:
     def target(batch):
         return {"target": colour.normalise(batch["image"])}
 
-    return _auxiliary("reconstruction", head, target, loss, predict)
+    def weight(inputs):
+        return jnp.sum(jnp.prod(inputs["valid_size"], axis=1))
+
+    return _auxiliary("reconstruction", head, target, loss, predict, weight)
 
 
 TASKS: dict[str, Callable[[tuple[int, ...], int], Task]] = {

@@ -4,7 +4,7 @@ import contextlib
 import fcntl
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jdepth import checkpoint, config as config_module, experiment, inputs, logbook, parallel, pictures, scoring, step
+from jdepth import checkpoint, config as config_module, experiment, inputs, logbook, parallel, pictures, population
+from jdepth import scoring, step
 from jdepth.checkpoint import Checkpoints
 from jdepth.data.evaluation import auxiliary_evaluation_batches, evaluation_batches
 from jdepth.data.pipeline import joint_batches
@@ -30,8 +31,8 @@ LOCK = ".lock"
 def train(config: Config) -> dict[str, Any]:
     """Train as `config` says, going on where an earlier start of the same workdir stopped.
 
-    Returns the final evaluation: {"last": {...}, "best": {...}, "protocol": ...}, also written to
-    WORKDIR/evaluation.json.
+    Returns the final evaluation: {"last": {...}, "best": {...}, "protocol": ...}, of a population {member: the same},
+    also written to WORKDIR/evaluation.json.
 
     Raises UserError for anything wrong with config, data, weights or workdir, before the first step
     where it can be known by then.
@@ -40,31 +41,33 @@ def train(config: Config) -> dict[str, Any]:
     inputs.check(config)
     workdir = Path(config["workdir"])
     _check_workdir(workdir, config)
-    mesh = parallel.make_mesh()
-    inputs.read_small_sets(config)
     batch_sizes = {k: v for k, v in config["batch"].items() if k == "depth" or inputs.uses_auxiliary(config)}
-    parallel.check_divides(mesh, **batch_sizes)
+    mesh = parallel.training_mesh(config["look_ahead"], config["mesh"]["fsdp"], **batch_sizes)
+    _check_parts(config, parallel.batch_shards(mesh), batch_sizes)
+    inputs.read_small_sets(config)
 
     # ---- Data ------------------------------------------------------------------------------------
     depth_stream = inputs.depth_stream(config)
     auxiliary_stream = inputs.auxiliary_stream(config)
-    classes = auxiliary_stream.classes if auxiliary_stream else ()
     evaluation = Evaluation.open(config)
 
     # ---- Model, tasks, state ---------------------------------------------------------------------
     model = experiment.build_model(config)
-    todo = experiment.build_tasks(config, model, classes)
-    scales, settings = experiment.scales(config), experiment.optimizer_settings(config)
+    runs = population.Runs(config, model, auxiliary_stream.class_counts if auxiliary_stream else lambda task: ())
     ratio = config["backbone"]["lr_ratio"] if config["backbone"]["train"] == "full" else None
-    optimizers = step.build_optimizers(todo, scales, settings, ratio)
     going_on = bool(checkpoint.steps(workdir, "last"))
-    start = experiment.initial_params({**config, "init_from": ""} if going_on else config, model, todo)
+    starts: list[experiment.Parameters] = []
+    for member, todo in zip(runs.members, runs.tasks, strict=True):
+        given = {**member.config, "init_from": ""} if going_on else member.config
+        starts.append(experiment.initial_params(given, model, todo, starts[0] if starts else None))
+    start = starts[0]
     for line in start.report:
         print(line)
-    everywhere, shared = parallel.replicated(mesh), parallel.split(mesh)
-    trained, frozen = parallel.put((start.trained, start.frozen), everywhere)
-    state = step.init_state(trained, todo, optimizers, scales)
-    state = parallel.put(state, everywhere)
+    frozen = parallel.put(start.frozen, parallel.placement(mesh, start.frozen))
+    trained = [parallel.put(own.trained, parallel.placement(mesh, own.trained)) for own in starts]
+    state = runs.init_state(trained, ratio)
+    lies = parallel.placement(mesh, state)
+    state = parallel.put(state, lies)
 
     sampling = {
         "batch_depth": config["batch"]["depth"],
@@ -82,8 +85,9 @@ def train(config: Config) -> dict[str, Any]:
         logbook.write_atomically(workdir / "config.json", json.dumps(config, indent=1) + "\n")
         checkpoints = closing.enter_context(contextlib.closing(Checkpoints(workdir)))
         held = inputs.content(depth_stream, auxiliary_stream, evaluation.depth)
-        clock = {"step": 0, "consumed": 0, "best_step": None, "best_AbsRel": None, "backbone": start.fingerprint,
-                 "data": held}  # fmt: skip
+        clock = {"step": 0, "consumed": 0, "backbone": start.fingerprint, "data": held}
+        nothing = {"best_step": None, "best_AbsRel": None}
+        clock |= nothing if runs.alone else {"members": {member.name: dict(nothing) for member in runs.members}}
         restored = checkpoints.restore(state)
         if restored is not None:
             state, clock = restored
@@ -93,21 +97,26 @@ def train(config: Config) -> dict[str, Any]:
                     f"given {start.fingerprint[:12]}): give the same config.backbone.weights"
                 )
             _check_data(workdir, clock["data"], held)
-            # A kill between the two saves leaves a newer `best` behind, which this run has not reached yet.
-            checkpoints.keep_best(clock["best_step"])
             print(f"going on from step {clock['step']} of {config['steps']} in {workdir}")
         first = clock["step"]
-        book = logbook.Logbook(workdir, first, config["log"]["tensorboard"])
-        closing.callback(book.close)
+        records = [closing.enter_context(contextlib.closing(Record(member, clock, checkpoints))) for member in runs.members]
+        for record in records:
+            # A kill between two saves leaves a newer `best` behind, which this run has not reached yet.
+            record.keep_best()
+        book = records[0].book
+        if not runs.alone:
+            book = closing.enter_context(contextlib.closing(logbook.Logbook(workdir, first, config["log"]["tensorboard"])))
+            print(f"{len(records)} members: {'  '.join(member.name for member in runs.members)}")
         print(_summary(config, mesh, model, state, frozen))
 
         # ---- Loop ------------------------------------------------------------------------------------
         ahead = config["look_ahead"]
+        shared, apart = parallel.joint_batch(mesh, ahead), mesh.devices.flat[0].platform != "cpu"
         joint_step = jax.jit(
-            step.build(model, todo, optimizers, scales, settings, ahead),
+            runs.build(ratio, ahead, accumulate=config["accumulate"], mapped=apart, mesh=mesh),
             donate_argnums=0,
-            in_shardings=(everywhere, everywhere, shared),
-            out_shardings=everywhere,
+            in_shardings=(lies, parallel.placement(mesh, frozen), shared),
+            out_shardings=(lies, parallel.replicated(mesh)),
         )
         batches = joint_batches(
             depth_stream, auxiliary_stream, **sampling, start=clock["consumed"], workers=config["data"]["workers"],
@@ -115,7 +124,7 @@ def train(config: Config) -> dict[str, Any]:
         )  # fmt: skip
         closing.callback(batches.close)
         watch = logbook.Stopwatch(first, config["steps"], sum(batch_sizes.values()))
-        recent, dead = [], DeadHead(round(config["loss"]["silog_warmup_fraction"] * config["steps"]))
+        recent = []
         for number in range(first + ahead, config["steps"] + 1, ahead):
             began = time.perf_counter()
             batch = step.stack_ahead([next(batches) for _ in range(ahead)])
@@ -123,46 +132,55 @@ def train(config: Config) -> dict[str, Any]:
             state, values = joint_step(state, frozen, parallel.put(batch, shared))
             recent.append(values)
             if number % config["log"]["every"] == 0 or number == config["steps"]:
-                row, recent = _mean_rows(recent), []
-                dead.check(row["each"], number)
-                book.metrics(number, row["mean"])
-                lap = watch.lap(number)
+                rows = [record.log(number, own) for record, own in zip(records, zip(*recent, strict=True), strict=True)]
+                recent, lap = [], watch.lap(number)
                 book.speed(number, lap)
-                print(logbook.progress_line(number, config["steps"], row["mean"], lap), flush=True)
+                print(logbook.progress_line(number, config["steps"], rows, lap), flush=True)
             began = time.perf_counter()
             last = number == config["steps"]
             if number % config["evaluate"]["every"] == 0 or last:
-                scores = evaluation.during(model, todo, {**state.params, **frozen}, mesh)
-                if not scores["images"]:
-                    raise UserError(f"evaluation set '{evaluation.depth.name}': no image has a valid pixel to score")
-                book.metrics(number, {f"evaluation/{k}": v for k, v in scores.items()})
-                print(f"step {number}  evaluation without flip  " + _shown(scores), flush=True)
-                if clock["best_AbsRel"] is None or scores["AbsRel"] < clock["best_AbsRel"]:
-                    clock |= {"best_step": number, "best_AbsRel": scores["AbsRel"]}
-                    checkpoints.save_best(number, state.params)
+                for index, record in enumerate(records):
+                    params = runs.params(state, index)
+                    scores = evaluation.during(model, runs.tasks[index], {**params, **frozen}, mesh)
+                    if not scores["images"]:
+                        raise UserError(f"evaluation set '{evaluation.depth.name}': no image has a valid pixel to score")
+                    record.score(number, scores, params)
             if number % config["checkpoint"]["every"] == 0 or last:
                 clock |= {"step": number, "consumed": batches.position}
                 checkpoints.save(state, clock)
-                checkpoints.keep_best(clock["best_step"])
+                for record in records:
+                    record.keep_best()
             watch.paused(time.perf_counter() - began)
+        if not runs.alone:
+            for index, record in enumerate(records):
+                record.finish(runs.member(state, index), clock)
 
     # ---- Final evaluation ------------------------------------------------------------------------
-    result = final_evaluation(config, model, state, frozen, clock, evaluation, mesh)
-    logbook.draw_curves(workdir)
-    return result
+    results = {}
+    for index, member in enumerate(runs.members):
+        params = runs.params(state, index)
+        print(f"\n{member.name}" if member.name else "")
+        results[member.name] = final_evaluation(member.config, model, params, frozen, clock["step"], evaluation, mesh)
+        logbook.draw_curves(Path(member.config["workdir"]), {member.name: Path(member.config["workdir"])})
+    if runs.alone:
+        return results[""]
+    logbook.write_atomically(workdir / "evaluation.json", logbook.to_json(results, indent=1) + "\n")
+    logbook.draw_curves(workdir, {member.name: Path(member.config["workdir"]) for member in runs.members})
+    print(_table(results))
+    return results
 
 
-def final_evaluation(config, model, state, frozen, clock, evaluation: "Evaluation", mesh) -> dict[str, Any]:
+def final_evaluation(config, model, last, frozen, step: int, evaluation: "Evaluation", mesh) -> dict[str, Any]:
     """Full protocol on the last and the best parameters, pictures of the best; writes evaluation.json."""
     workdir = Path(config["workdir"])
-    everywhere = parallel.replicated(mesh)
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), state.params)
+    lies = parallel.placement(mesh, last)
+    like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), last, lies)
     best, best_step = checkpoint.read_params(workdir, "best", like)
     result = {"protocol": evaluation.describe(), **evaluation.constant()}
-    result["last"] = {"step": clock["step"], **evaluation.full(model, {**state.params, **frozen}, mesh)}
+    result["last"] = {"step": step, **evaluation.full(model, {**last, **frozen}, mesh)}
     result["best"] = {"step": best_step, **evaluation.full(model, {**best, **frozen}, mesh)}
     logbook.write_atomically(workdir / "evaluation.json", logbook.to_json(result, indent=1) + "\n")
-    print(f"\nevaluation protocol: {result['protocol']}")
+    print(f"evaluation protocol: {result['protocol']}")
     print(f"best constant depth {result['constant']:.2f} m: AbsRel {result['constant_AbsRel']:.4f}")
     for kind in ("last", "best"):
         line = f"{kind} (step {result[kind]['step']}): {_shown(result[kind])}"
@@ -219,10 +237,12 @@ class Evaluation(NamedTuple):
             self._forward(model, False), params, self._batches(limit, self._size(mesh)), place
         )
         if self.auxiliary is not None and len(todo) > 1:
-            if "auxiliary" not in self.forwards:
-                self.forwards["auxiliary"] = scoring.AuxiliaryScorer(model, todo[1], self.auxiliary.classes)
+            task = todo[1]
+            if task.name not in self.forwards:
+                classes = self.auxiliary.class_counts(task.name)
+                self.forwards[task.name] = scoring.AuxiliaryScorer(model, task, classes)
             batches = auxiliary_evaluation_batches(self.auxiliary, self._size(mesh), limit)
-            auxiliary = self.forwards["auxiliary"].score(params, batches)
+            auxiliary = self.forwards[task.name].score(params, batches)
             scores |= {"auxiliary_loss" if k == "loss" else k: v for k, v in auxiliary.items()}
         return scores
 
@@ -247,6 +267,55 @@ class Evaluation(NamedTuple):
             truths.append(batch["depth"][0])
             predictions.append(np.asarray(depth[0]))
         return images, truths, predictions
+
+
+class Record:
+    """What one member of a run leaves behind: rows, its best parameters, and at the end a run's folder of its own."""
+
+    def __init__(self, member: population.Member, clock: dict[str, Any], checkpoints: Checkpoints):
+        """`clock` and `checkpoints` are those of the whole run; the clock's best score is kept up to date here."""
+        config = member.config
+        self._name, self._workdir, self._last = member.name, Path(config["workdir"]), checkpoints
+        self._best = clock["members"][member.name] if member.name else clock
+        self._checkpoints = checkpoints
+        if member.name:
+            self._workdir.mkdir(parents=True, exist_ok=True)
+            logbook.write_atomically(self._workdir / "config.json", json.dumps(config, indent=1) + "\n")
+            self._checkpoints = Checkpoints(self._workdir)
+        self.book = logbook.Logbook(self._workdir, clock["step"], config["log"]["tensorboard"])
+        self._dead = DeadHead(round(config["loss"]["silog_warmup_fraction"] * config["steps"]))
+
+    def log(self, number: int, recent: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """Write the mean over the calls since the last row, which ended with step `number`."""
+        row = _mean_rows(recent)
+        self._dead.check(row["each"], number)
+        self.book.metrics(number, row["mean"])
+        return row["mean"]
+
+    def score(self, number: int, scores: Mapping[str, float], params: Any) -> None:
+        """Write an evaluation's scores, and keep the parameters if they are the best so far."""
+        self.book.metrics(number, {f"evaluation/{k}": v for k, v in scores.items()})
+        name = f"{self._name}  " if self._name else ""
+        print(f"step {number}  {name}evaluation without flip  {_shown(scores)}", flush=True)
+        if self._best["best_AbsRel"] is None or scores["AbsRel"] < self._best["best_AbsRel"]:
+            self._best |= {"best_step": number, "best_AbsRel": scores["AbsRel"]}
+            self._checkpoints.save_best(number, params)
+
+    def keep_best(self) -> None:
+        """Drop older `best` checkpoints once the `last` that names the newest is complete."""
+        self._checkpoints.keep_best(self._best["best_step"], self._last)
+
+    def finish(self, state: step.TrainState, clock: Mapping[str, Any]) -> None:
+        """Leave the member as its own finished run."""
+        own = {k: v for k, v in clock.items() if k != "members"} | dict(self._best)
+        if not checkpoint.steps(self._workdir, "last"):
+            self._checkpoints.save(state, own)
+
+    def close(self) -> None:
+        """Flush rows and finish writing."""
+        self.book.close()
+        if self._name:
+            self._checkpoints.close()
 
 
 class DeadHead:
@@ -280,6 +349,33 @@ def _mean_rows(rows: list) -> dict[str, Any]:
     if bad:
         raise UserError(f"{bad[0]} is not finite: lower config.optimizer.rate, or look for depth values that are no depth")
     return {"mean": mean, "each": [float(row["depth/at_min_depth"]) for row in host]}
+
+
+def _table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Last and best scores of every member, one line each."""
+    width = max(map(len, results))
+    lines = [f"\n{'member':<{width}}  {'AbsRel last':>11} {'best':>8}   {'RMSE last':>9} {'best':>8}"]
+    for name, own in results.items():
+        last, best = own["last"], own["best"]
+        lines.append(
+            f"{name:<{width}}  {last['AbsRel']:>11.4f} {best['AbsRel']:>8.4f}   {last['RMSE']:>9.4f} {best['RMSE']:>8.4f}"
+        )
+    return "\n".join(lines)
+
+
+def _check_parts(config: Config, shards: int, batches: Mapping[str, int]) -> None:
+    """Raise UserError where a batch cannot be computed in `accumulate` parts with the same result."""
+    parts = config["accumulate"]
+    if parts == 1:
+        return
+    for name, size in batches.items():
+        group = config["loss"]["silog_group"] if name == "depth" else 1
+        if size % (parts * shards * group):
+            groups = f" in groups of {group} images (config.loss.silog_group)" * (group > 1)
+            raise UserError(
+                f"config.accumulate={parts}: config.batch.{name}={size} does not divide into {parts} parts on {shards} "
+                f"devices{groups}: use a multiple of {parts * shards * group}"
+            )
 
 
 def _shown(scores: Mapping[str, float]) -> str:

@@ -30,18 +30,20 @@ class AuxiliaryStream:
     Attributes:
       members: the sources; a sample's `dataset_id` is the position of its source here.
       augmentations: one per member, or a single one for all; all with the same canvas.
-      task: "mldc", "segmentation", "single_label" or "reconstruction".
+      task: "mldc", "segmentation", "single_label" or "reconstruction", or several of them, whose targets every
+        sample then carries.
       weights: None: one permutation of the union of all members per epoch, each image once. Otherwise one
         number > 0 per member: independent draws of a member, each going through its own permutations.
     """
 
     members: tuple
     augmentations: tuple[transforms.AuxiliaryAugmentation, ...]
-    task: str
+    task: str | tuple[str, ...]
     weights: tuple[float, ...] | None = None
 
     def __post_init__(self):
-        targets.check_task(self.task)
+        for task in self.tasks:
+            targets.check_task(task)
         if not self.members:
             raise UserError("the auxiliary mixture has no members")
         given = self.augmentations
@@ -59,17 +61,27 @@ class AuxiliaryStream:
                 raise UserError(
                     f"auxiliary weights {self.weights}: expected {len(self.members)} numbers > 0, one per member"
                 )
-        if targets.needs_label(self.task):
+        for task in filter(targets.needs_label, self.tasks):
             for member in self.members:
                 if not member.classes:
-                    raise UserError(f"data set '{member.name}' has no classes; task '{self.task}' needs labels")
+                    raise UserError(f"data set '{member.name}' has no classes; task '{task}' needs labels")
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks, whether one or several."""
+        return (self.task,) if isinstance(self.task, str) else self.task
+
+    def class_counts(self, task: str) -> tuple[int, ...]:
+        """Class count per member, as the stacked head of one task needs it; 3 (channels) each for reconstruction."""
+        if task == "reconstruction":
+            return (3,) * len(self.members)
+        return tuple(len(member.classes) for member in self.members)
 
     @property
     def classes(self) -> tuple[int, ...]:
-        """Class count per member, as the stacked head needs it; 3 (channels) each for reconstruction."""
-        if self.task == "reconstruction":
-            return (3,) * len(self.members)
-        return tuple(len(member.classes) for member in self.members)
+        """`class_counts` of the stream's only task."""
+        (task,) = self.tasks
+        return self.class_counts(task)
 
 
 class Replaced(NamedTuple):
@@ -181,9 +193,12 @@ def _usable(
 def with_target(sample: dict[str, np.ndarray], stream: AuxiliaryStream, member: int) -> dict[str, np.ndarray]:
     """Replace a sample's label map by what its task needs, and say which member it comes from."""
     label, counts = sample.pop("label", None), sample.pop("class_counts", None)
-    if label is None and targets.needs_label(stream.task):
-        raise UserError(f"data set '{stream.members[member].name}' gives no labels; task '{stream.task}' needs them")
-    return sample | {"dataset_id": np.int32(member)} | targets.target(stream.task, label, stream.classes, counts)
+    sample = sample | {"dataset_id": np.int32(member)}
+    for task in stream.tasks:
+        if label is None and targets.needs_label(task):
+            raise UserError(f"data set '{stream.members[member].name}' gives no labels; task '{task}' needs them")
+        sample |= targets.target(task, label, stream.class_counts(task), counts)
+    return sample
 
 
 def stack(samples: Sequence[dict[str, np.ndarray]], name: str) -> dict[str, np.ndarray]:

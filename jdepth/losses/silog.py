@@ -84,3 +84,10 @@ def sig_loss(
     losses = jnp.where(positive, jnp.sqrt(jnp.where(positive, inside, 1)), 0)
     loss = losses.sum() / jnp.maximum(contributes.sum(), 1)
     return loss, {"silog": loss}
+
+
+def contributing(valid, group: int) -> jax.Array:
+    """() int32: the groups that SigLoss is a mean over, of valid (B, H, W) bool."""
+    pixels = jnp.sum(valid, axis=(1, 2), dtype=jnp.int32)
+    pixels = jnp.pad(pixels, (0, -len(pixels) % group)).reshape(-1, group).sum(axis=1)
+    return jnp.sum(pixels >= 2, dtype=jnp.int32)
