@@ -5,6 +5,7 @@ Run by `test_parallel.py` in a process of its own, since the number of devices i
 
 import dataclasses
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -36,10 +37,10 @@ def batches():
         }
 
 
-def run(devices: list, full: bool):
-    """(state, gradient norms of the depth update) after the steps on these devices."""
-    mesh = parallel.make_mesh(devices)
-    everywhere, shared = parallel.replicated(mesh), parallel.split(mesh)
+def run(devices: list, full: bool, look_ahead: int = 1, fsdp: int = 1, accumulate: int = 1, rows: int = BATCH):
+    """(state, gradient norms of the depth update) after the steps on these devices, on `rows` rows of each batch."""
+    mesh = parallel.training_mesh(look_ahead, fsdp, devices, depth=rows, auxiliary=rows)
+    shared = parallel.joint_batch(mesh, look_ahead)
     model = depth_model.build(TINY, channels=CHANNELS)
     todo = [
         dataclasses.replace(task, prepare=dict)  # images are normalised already
@@ -51,28 +52,46 @@ def run(devices: list, full: bool):
     frozen = {} if full else {"backbone": params.pop("backbone")}
     scales = step.Scales.of(0.9)
     optimizers = step.build_optimizers(todo, scales, SETTINGS, 0.5 if full else None)
-    state = parallel.put(step.init_state(params, todo, optimizers, scales), everywhere)
+    state = step.init_state(params, todo, optimizers, scales)
+    lies, held = parallel.placement(mesh, state), parallel.placement(mesh, frozen)
+    state, frozen = parallel.put((state, frozen), (lies, held))
     joint_step = jax.jit(
-        step.build(model, todo, optimizers, scales, SETTINGS),
-        in_shardings=(everywhere, everywhere, shared),
-        out_shardings=everywhere,
+        step.build(model, todo, optimizers, scales, SETTINGS, look_ahead, accumulate=accumulate, mesh=mesh),
+        in_shardings=(lies, held, shared),
+        out_shardings=(lies, parallel.replicated(mesh)),
     )
-    norms = []
-    for batch in batches():
-        state, metrics = joint_step(state, parallel.put(frozen, everywhere), parallel.put(batch, shared))
-        norms.append(float(metrics["depth/gradient_norm"]))
+    norms, given = [], [jax.tree.map(lambda x: x[:rows], batch) for batch in batches()]
+    for first in range(0, STEPS, look_ahead):
+        batch = step.stack_ahead(given[first : first + look_ahead])
+        state, metrics = joint_step(state, frozen, parallel.put(batch, shared))
+        norms += np.atleast_1d(metrics["depth/gradient_norm"]).tolist()
+    pieces = {x.sharding.shard_shape(x.shape) != x.shape for x in jax.tree.leaves((state, frozen)) if x.ndim}
+    assert (True in pieces) == (fsdp > 1), "parameters are divided where asked, and only there"
     return jax.device_get(state), norms
 
 
 def main():
     """One JSON line: devices, clipped steps and, for each kind of backbone, the largest differences."""
     jax.config.update("jax_enable_x64", True)
+    parallel.SMALLEST_SHARED = 0  # every array of this network is small
     result = {"devices": len(jax.devices())}
-    for full in (False, True):
-        one, norms = run(jax.devices()[:1], full)
-        many, _ = run(jax.devices(), full)
+    kinds = {
+        "frozen": dict(full=False),
+        "full": dict(full=True),
+        "frozen, shared parameters": dict(full=False, fsdp=4),
+        "full, shared parameters": dict(full=True, fsdp=2),
+        "a batch of 4, two steps ahead": dict(full=False, look_ahead=4, rows=4),
+        "in parts, on four": dict(full=False, accumulate=2, fsdp=2),
+    }
+    for name, kind in kinds.items():
+        if len(sys.argv) > 1 and name not in sys.argv[1:]:
+            continue
+        one, norms = run(jax.devices()[:1], kind["full"], rows=kind.get("rows", BATCH))
+        # SigLoss takes groups of two images, which parts must not break.
+        many, more = run(jax.devices()[: 4 if "accumulate" in kind else 8], **kind)
+        np.testing.assert_allclose(more, norms, rtol=1e-10)
         worst = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), one, many)
-        result["full" if full else "frozen"] = {
+        result[name] = {
             "params": max(jax.tree.leaves(worst.params)),
             "optimizers": max(jax.tree.leaves(worst.optimizers)),
             "arrays": len(jax.tree.leaves(worst)),

@@ -82,18 +82,18 @@ def batches():
         }
 
 
-def run(scales, *, full=False, ratio=0.5, settings=SETTINGS, steps=STEPS, tasks=None, look_ahead=1):
-    """State and metrics after `steps` steps of the program."""
+def run(scales, *, full=False, ratio=0.5, settings=SETTINGS, steps=STEPS, tasks=None, look_ahead=1, given=None, **layout):
+    """State and metrics after `steps` steps of the program on the batches of `given`."""
     tasks = tasks or [DEPTH] + ([] if scales.auxiliary is None else [AUXILIARY])
     params = {k: v for k, v in start().items() if k in ("decoder", *(task.head for task in tasks))}
     frozen = {"backbone": start()["backbone"]}
     if full:
         params, frozen = {"backbone": frozen["backbone"], **params}, {}
     optimizers = step.build_optimizers(tasks, scales, settings, ratio if full else None)
-    joint_step = jax.jit(step.build(Model(), tasks, optimizers, scales, settings, look_ahead))
+    joint_step = jax.jit(step.build(Model(), tasks, optimizers, scales, settings, look_ahead, **layout))
     state = step.init_state(jax.tree.map(jnp.asarray, params), tasks, optimizers, scales)
     metrics = []
-    given = list(itertools.islice(batches(), steps))
+    given = list(itertools.islice(given or batches(), steps))
     for first in range(0, steps, look_ahead):
         state, values = joint_step(state, frozen, step.stack_ahead(given[first : first + look_ahead]))
         metrics += [values] if look_ahead == 1 else [jax.tree.map(lambda v, i=i: v[i], values) for i in range(look_ahead)]
@@ -270,15 +270,19 @@ def test_metrics_name_their_task():
     assert float(metrics[0]["rate"]) == pytest.approx(1e-5) and float(metrics[0]["beta1"]) == pytest.approx(0.95)
 
 
-@pytest.mark.parametrize("look_ahead", [2, 4, 5])
+def same(one, other):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("look_ahead, mapped", [(2, False), (4, True), (5, False)])
 @pytest.mark.parametrize("alpha", [0.9, 1.0, 0.0])
-def test_looking_ahead_changes_nothing(alpha, look_ahead):
+def test_looking_ahead_changes_nothing(alpha, look_ahead, mapped):
     """Frozen backbone: one pass for k steps, then k pairs of updates, equal to k single steps."""
     scales = step.Scales.of(alpha)
     state, metrics = run(scales)
-    ahead, more = run(scales, look_ahead=look_ahead)
-    for one, other in zip(jax.tree.leaves((state, metrics)), jax.tree.leaves((ahead, more)), strict=True):
-        np.testing.assert_allclose(other, one, rtol=1e-10, atol=1e-12)
+    ahead, more = run(scales, look_ahead=look_ahead, mapped=mapped)
+    same((state, metrics), (ahead, more))
     assert int(ahead.step) == STEPS and len(more) == STEPS
 
 
@@ -293,3 +297,100 @@ def test_wrong_batches_ahead_are_noticed():
     right, _ = joint_step(state, frozen, step.stack_ahead([one, two]))
     wrong, _ = joint_step(state, frozen, step.stack_ahead([two, one]))
     assert np.abs(right.params["decoder"]["kernel"] - wrong.params["decoder"]["kernel"]).max() > 1e-6
+
+
+# ---- Gradients in parts ---------------------------------------------------------------------------------
+
+
+def _masked(stream, weighted=True):
+    """A task whose loss is a mean over the units that count."""
+
+    def loss(head, features, inputs, number):
+        error = (features @ head["kernel"] - inputs["target"]) ** 2
+        return jnp.sum(error.mean(1) * inputs["counts"]) / jnp.maximum(inputs["counts"].sum(), 1), {}
+
+    weight = (lambda inputs: inputs["counts"].sum()) if weighted else (lambda inputs: 1.0)
+    return Task(stream, stream, f"{stream}_head", None, dict, loss, None, weight)
+
+
+def counting_batches():
+    """Twelve rows a batch, some of which do not count; in every fourth batch none does."""
+    draw = np.random.default_rng(4)
+    for number in range(STEPS):
+        yield {
+            stream: {
+                "images": draw.normal(size=(12, WIDTH)),
+                "target": draw.normal(size=(12, width)) * (4.0 if number % 3 else 0.3),
+                "counts": (draw.random(12) < 0.6) * (number % 4 > 0) * 1.0,
+            }
+            for stream, width in (("depth", 1), ("auxiliary", 3))
+        }
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["frozen", "full"])
+@pytest.mark.parametrize("parts, mapped", [(2, False), (3, True)])
+def test_gradients_in_parts_add_up_to_the_batch(full, parts, mapped):
+    tasks = [_masked("depth"), _masked("auxiliary")]
+    whole = run(step.Scales.of(0.9), full=full, tasks=tasks, given=counting_batches())
+    in_parts = run(
+        step.Scales.of(0.9), full=full, tasks=tasks, given=counting_batches(), accumulate=parts, mapped=mapped
+    )
+    same(whole, in_parts)
+
+
+def test_parts_of_equal_weight_are_noticed():
+    """The negative control: parts hold different numbers of units."""
+    whole, _ = run(step.Scales.of(0.9), tasks=[_masked("depth"), _masked("auxiliary")], given=counting_batches())
+    equal = [_masked("depth", False), _masked("auxiliary", False)]
+    wrong, _ = run(step.Scales.of(0.9), tasks=equal, given=counting_batches(), accumulate=2)
+    assert np.abs(whole.params["decoder"]["kernel"] - wrong.params["decoder"]["kernel"]).max() > 1e-6
+
+
+# ---- Populations ------------------------------------------------------------------------------------------
+
+
+def _population(groups, look_ahead, mapped, starts):
+    """(state, rows of metrics by group) of a population after all steps."""
+    params = {name: [starts[i] for i in range(len(group.scales))] for name, group in groups.items()}
+    heads = {name: {"decoder", *(task.head for task in group.tasks)} for name, group in groups.items()}
+    params = {name: [{k: p[k] for k in heads[name]} for p in own] for name, own in params.items()}
+    state = step.init_population(jax.tree.map(jnp.asarray, params), groups, SETTINGS)
+    program = jax.jit(step.build_population(Model(), groups, SETTINGS, look_ahead, mapped=mapped))
+    frozen, given, rows = {"backbone": start()["backbone"]}, list(batches()), []
+    for first in range(0, STEPS, look_ahead):
+        state, metrics = program(state, frozen, step.stack_ahead(given[first : first + look_ahead]))
+        for ahead in range(look_ahead):
+            rows.append(jax.tree.map(lambda v, i=ahead: v if look_ahead == 1 else v[:, i], metrics))
+    return state, rows
+
+
+@pytest.mark.parametrize("look_ahead, mapped", [(1, False), (1, True), (4, True)])
+def test_members_of_a_population_are_their_own_runs(look_ahead, mapped):
+    """Members with and without an auxiliary task, with scales of 0, and from different starts."""
+    both, alone = (DEPTH, AUXILIARY), (DEPTH,)
+    groups = {
+        "0": step.Group(both, (step.Scales.of(0.9), step.Scales.of(0.5), step.Scales.of(1.0, beta=0.2))),
+        "1": step.Group(alone, (step.Scales.of(1.0), step.Scales.of(1.0, gamma=0.3))),
+        "2": step.Group(both, (step.Scales.of(0.0),)),
+    }
+    moved = jax.tree.map(lambda x: x * 1.1, start())
+    state, rows = _population(groups, look_ahead, mapped, [start(), moved, start()])
+    assert int(state.step) == STEPS
+    for name, group in groups.items():
+        for index, scales in enumerate(group.scales):
+            with pytest.MonkeyPatch.context() as patch:
+                if index == 1:
+                    patch.setitem(globals(), "start", lambda own={**moved, "backbone": start()["backbone"]}: own)
+                single, metrics = run(scales)
+            own = jax.tree.map(lambda x, i=index: x[i], (state.params[name], state.optimizers[name]))
+            same((single.params, single.optimizers), own)
+            for one, row in zip(metrics, rows, strict=True):
+                same(one, jax.tree.map(lambda x, i=index: x[i], row[name]))
+
+
+def test_members_given_another_scale_are_noticed():
+    """The negative control."""
+    groups = {"0": step.Group((DEPTH, AUXILIARY), (step.Scales.of(0.9), step.Scales.of(0.8)))}
+    state, _ = _population(groups, 1, False, [start(), start()])
+    single, _ = run(step.Scales.of(0.9))
+    assert np.abs(state.params["0"]["decoder"]["kernel"][1] - single.params["decoder"]["kernel"]).max() > 1e-6
