@@ -152,6 +152,8 @@ def _warm_start(path: str, target: dict[str, Any], frozen: bool) -> tuple[dict[s
     from jdepth import weights
     from jdepth.weights import warm_start
 
+    if (Path(path) / "members").is_dir():
+        raise UserError(f"config.init_from: {path} is a population; name the folder of one of its members")
     if (Path(path) / "config.json").is_file() and (Path(path) / "checkpoints").is_dir():
         source = _run_params(Path(path))
     else:

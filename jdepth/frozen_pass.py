@@ -26,6 +26,8 @@ def build(
     """
 
     alone = mesh is None or mesh.size == 1
+    # Steps whose images one device takes through the backbone.
+    steps = look_ahead if alone else look_ahead // mesh.shape[parallel.AHEAD]
 
     def local(frozen, batch, gather=lambda params: params):
         if look_ahead > 1:
@@ -38,7 +40,7 @@ def build(
             taps = {s: jax.lax.stop_gradient(f.taps) for s, f in zip(images, features, strict=True)}
             for own in inputs.values():
                 del own["images"]
-        return jax.tree.map(lambda x: x.reshape(-1, look_ahead, *x.shape[1:]), (inputs, taps))
+        return jax.tree.map(lambda x: x.reshape(-1, steps, *x.shape[1:]), (inputs, taps))
 
     def shared(frozen, batch):
         held = parallel.specs(mesh, frozen)

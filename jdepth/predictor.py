@@ -169,6 +169,9 @@ def _from_run(workdir: Path, backbone: str | Path | None, kind: str, portable: b
     from jdepth import checkpoint, experiment, weights
 
     config = config_module.read_json(workdir / "config.json")
+    if any(config["population"].values()):
+        inside = ", ".join(sorted(path.name for path in (workdir / "members").glob("*/")))
+        raise UserError(f"{workdir}: is a population; name one of its members, {workdir / 'members'}/ {inside}")
     if portable:
         config = {**config, "precision": "float32", "backbone": {**config["backbone"], "attention": "plain"}}
     model = experiment.build_model(config)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jdepth import optim, parallel, step, tasks
+from jdepth import communication, optim, parallel, step, tasks
 from jdepth.models import depth_model
 from jdepth.models.vit import ViTConfig
 
@@ -38,7 +38,7 @@ def batches():
 
 
 def run(devices: list, full: bool, look_ahead: int = 1, fsdp: int = 1, accumulate: int = 1, rows: int = BATCH):
-    """(state, gradient norms of the depth update) after the steps on these devices, on `rows` rows of each batch."""
+    """(state, gradient norms of the depth update, traffic) of the steps on these devices, on `rows` rows of each batch."""
     mesh = parallel.training_mesh(look_ahead, fsdp, devices, depth=rows, auxiliary=rows)
     shared = parallel.joint_batch(mesh, look_ahead)
     model = depth_model.build(TINY, channels=CHANNELS)
@@ -60,14 +60,24 @@ def run(devices: list, full: bool, look_ahead: int = 1, fsdp: int = 1, accumulat
         in_shardings=(lies, held, shared),
         out_shardings=(lies, parallel.replicated(mesh)),
     )
+    program = None
     norms, given = [], [jax.tree.map(lambda x: x[:rows], batch) for batch in batches()]
     for first in range(0, STEPS, look_ahead):
         batch = step.stack_ahead(given[first : first + look_ahead])
-        state, metrics = joint_step(state, frozen, parallel.put(batch, shared))
+        batch = parallel.put(batch, shared)
+        program = program or joint_step.lower(state, frozen, batch).compile()
+        state, metrics = program(state, frozen, batch)
         norms += np.atleast_1d(metrics["depth/gradient_norm"]).tolist()
     pieces = {x.sharding.shard_shape(x.shape) != x.shape for x in jax.tree.leaves((state, frozen)) if x.ndim}
     assert (True in pieces) == (fsdp > 1), "parameters are divided where asked, and only there"
-    return jax.device_get(state), norms
+    return jax.device_get(state), norms, communication.traffic(program.as_text())
+
+
+def _reduced(params) -> int:
+    """Bytes of the gradients of a global step: the decoder's of both updates, and each head's (a backbone's twice)."""
+    size = lambda tree: sum(x.nbytes for x in jax.tree.leaves(tree))  # noqa: E731
+    shared = size(params["decoder"]) + size(params.get("backbone", {}))
+    return 2 * shared + size(params["depth_head"]) + size(params["auxiliary_head"])
 
 
 def main():
@@ -86,9 +96,9 @@ def main():
     for name, kind in kinds.items():
         if len(sys.argv) > 1 and name not in sys.argv[1:]:
             continue
-        one, norms = run(jax.devices()[:1], kind["full"], rows=kind.get("rows", BATCH))
+        one, norms, _ = run(jax.devices()[:1], kind["full"], rows=kind.get("rows", BATCH))
         # SigLoss takes groups of two images, which parts must not break.
-        many, more = run(jax.devices()[: 4 if "accumulate" in kind else 8], **kind)
+        many, more, traffic = run(jax.devices()[: 4 if "accumulate" in kind else 8], **kind)
         np.testing.assert_allclose(more, norms, rtol=1e-10)
         worst = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), one, many)
         result[name] = {
@@ -96,6 +106,8 @@ def main():
             "optimizers": max(jax.tree.leaves(worst.optimizers)),
             "arrays": len(jax.tree.leaves(worst)),
             "bits": min(x.dtype.itemsize * 8 for x in jax.tree.leaves(one.params)),
+            "traffic": traffic,
+            "reduced": _reduced(many.params),
             "clipped": sum(norm > SETTINGS.clip for norm in norms),
         }
     print(json.dumps(result))

@@ -4,11 +4,24 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import pytest
 from tiny_config import ROOT
 
+from jdepth import communication, parallel
+from jdepth.errors import UserError
 
-def test_twenty_steps_on_eight_devices_equal_those_on_one_in_double_precision():
+
+KINDS = (
+    "frozen", "full", "frozen, shared parameters", "full, shared parameters", "a batch of 4, two steps ahead",
+    "in parts, on four",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sharded():
+    """What `sharded_steps` found, by kind of run."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
@@ -18,9 +31,59 @@ def test_twenty_steps_on_eight_devices_equal_those_on_one_in_double_precision():
     )
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout.splitlines()[-1])
-    print(result)
     assert result["devices"] == 8
-    for kind in ("frozen", "full"):
-        assert result[kind]["bits"] == 64 and result[kind]["arrays"] > 100
-        assert 0 < result[kind]["clipped"] < 20
-        assert max(result[kind]["params"], result[kind]["optimizers"]) <= 1e-10
+    return result
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_twenty_steps_on_eight_devices_equal_those_on_one_in_double_precision(sharded, kind):
+    found = sharded[kind]
+    print(found)
+    assert found["bits"] == 64 and found["arrays"] > 100
+    assert 0 < found["clipped"] < 20
+    assert max(found["params"], found["optimizers"]) <= 1e-10
+
+
+def test_only_gradients_cross_devices(sharded):
+    """The bytes of both updates' gradients, and next to nothing besides."""
+    found = sharded["frozen"]
+    assert found["traffic"]["all-reduce"] == pytest.approx(found["reduced"], rel=0.05)
+    others = {kind: size for kind, size in found["traffic"].items() if kind != "all-reduce"}
+    assert sum(others.values()) <= 0.05 * found["reduced"], others
+    # Divided parameters are gathered once for the one pass.
+    gathered = sharded["frozen, shared parameters"]["traffic"]
+    assert gathered["all-gather"] > 0 and gathered["all-reduce"] == pytest.approx(found["reduced"], rel=0.05)
+
+
+# ---- The mesh ---------------------------------------------------------------------------------------
+
+
+def _shape(count, look_ahead=1, fsdp=1, **batches):
+    devices = [SimpleNamespace(id=i) for i in range(count)]
+    return tuple(parallel.training_mesh(look_ahead, fsdp, devices, **batches).shape.values())
+
+
+def test_devices_that_a_batch_cannot_employ_share_the_steps_ahead(monkeypatch):
+    monkeypatch.setattr(parallel, "Mesh", lambda array, names, **kinds: SimpleNamespace(shape=dict(zip(names, array.shape))))
+    assert _shape(8, depth=8, auxiliary=16) == (8, 1, 1)
+    assert _shape(8, 8, depth=4, auxiliary=4) == (4, 1, 2)
+    assert _shape(8, 4, 2, depth=4, auxiliary=8) == (2, 2, 2)
+    assert _shape(6, 6, depth=2, auxiliary=4) == (2, 1, 3)
+    with pytest.raises(UserError, match="batch.depth=4 does not divide among 8 devices.*look_ahead a multiple of 2"):
+        _shape(8, depth=4, auxiliary=8)
+    with pytest.raises(UserError, match="look_ahead a multiple of 8"):
+        _shape(8, 4, depth=3, auxiliary=8)
+    with pytest.raises(UserError, match="config.mesh.fsdp=3 does not divide 8 devices"):
+        _shape(8, 1, 3, depth=8)
+
+
+def test_traffic_is_read_from_a_programs_text():
+    text = """
+      %a = (f32[3,3]{1,0}, f32[]) all-reduce(%x, %y), replica_groups={}
+      %b = bf16[8,4]{1,0} all-gather(%z), dimensions={0}
+      %c = (f32[2]{0}, f32[16]{0}) all-gather-start(%q), dimensions={0}
+      %d = f32[16]{0} all-gather-done(%c)
+      %e = f32[5]{0} add(%f, %g)
+    """
+    found = communication.traffic(text)
+    assert found["all-reduce"] == 40 and found["all-gather"] == 64 + 64 and sum(found.values()) == 168
