@@ -38,7 +38,7 @@ def pico(monkeypatch):
     monkeypatch.setitem(catalogue.SIZES, PICO.name, PICO_SIZE)
 
 
-def start(cache, workdir, devices=1, **changes) -> subprocess.Popen:
+def start(cache, workdir, devices=1, *flags, **changes) -> subprocess.Popen:
     """`python -m jdepth.main` on the tiny config; changes are "a.b" keys."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
@@ -48,7 +48,7 @@ def start(cache, workdir, devices=1, **changes) -> subprocess.Popen:
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
     command = [sys.executable, "-m", "jdepth.main", "--config", "tests/tiny_config.py", f"--config.workdir={workdir}"]
-    command += [f"--config.{key}={value}" for key, value in changes.items()]
+    command += [*flags] + [f"--config.{key}={value}" for key, value in changes.items()]
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
