@@ -62,6 +62,8 @@ def joined(detect: bool, start_timeout: float, lost_timeout: float) -> Iterator[
         _initialize(given, start_timeout, lost_timeout)
         import jax
 
+        # Now, while all are here: CPU processes wait 30 s for each other when they connect, later without a limit.
+        gather(0)
         print(f"process {jax.process_index()} of {jax.process_count()}, {jax.local_device_count()} devices", flush=True)
         if jax.process_index() > 0:
             closing.enter_context(contextlib.redirect_stdout(closing.enter_context(open(os.devnull, "w"))))
