@@ -83,8 +83,8 @@ class Lifeline:
             peer.send(bye=True)
 
     def fail(self, reason: str, code: int) -> None:
-        """Tell the others why this process ends, and end it with `code`; does not return."""
-        self._end(f"{_name(self._number, self._count, socket.gethostname())}: {reason}", code, tell_here=False)
+        """Say why this process ends, here and to the others, and end it with `code`; does not return."""
+        self._end(reason, code, f"{_name(self._number, self._count, socket.gethostname())}: {reason}")
 
     def _listen(self, peer: Peer) -> None:
         name = _name(peer.number, self._count, peer.host)
@@ -105,13 +105,13 @@ class Lifeline:
             for peer in self._peers:
                 peer.send(alive=True)
 
-    def _end(self, reason: str, code: int, tell_here: bool = True) -> None:
+    def _end(self, reason: str, code: int, elsewhere: str = "") -> None:
         # Only once, whichever thread comes first; the others of this process wait for the end here.
         self._ending.acquire()
         self._leaving.set()
-        told = [peer for peer in self._peers if peer.send(error=reason, code=code)]
-        if tell_here:
-            sys.stderr.write(f"error: {reason}\n")
+        told = [peer for peer in self._peers if peer.send(error=elsewhere or reason, code=code)]
+        with contextlib.suppress(OSError, ValueError):
+            os.write(2, f"error: {reason}\n".encode())  # also from within a signal's handler
         if self._number == 0:
             # jax aborts the others as soon as process 0 is gone; they shall have read why by then.
             time.sleep(0.5 if told else 0)

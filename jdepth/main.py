@@ -18,9 +18,6 @@ USAGE = """Train a depth model as a config says; the same command again goes on 
 
 SIGTERM saves the run and ends it with exit code 75."""
 
-# "Try again later" (EX_TEMPFAIL), for launchers that start an interrupted run again.
-STOPPED = 75
-
 
 def define(values: flags.FlagValues) -> None:
     """The command's flags."""
@@ -66,7 +63,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
             train.train(config)
         except Stopped as stopped:
             print(stopped, flush=True)
-            return STOPPED
+            return stopped.CODE
     return 0
 
 

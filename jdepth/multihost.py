@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from jdepth import lifeline
-from jdepth.errors import UserError
+from jdepth import command_line, lifeline
+from jdepth.errors import Stopped, UserError
 
 VARIABLES = ("JDEPTH_COORDINATOR", "JDEPTH_PROCESSES", "JDEPTH_PROCESS")
 # Seconds within which a file that process 0 wrote shows up on the other hosts of a network file system.
@@ -50,7 +50,11 @@ def joined(detect: bool, start_timeout: float, lost_timeout: float) -> Iterator[
     """
     given = from_environment(os.environ)
     if given[2] == 1 if given else not detect:
-        yield
+        before = _end_by_signal(None)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
         return
     line = None
     if given is not None:
@@ -62,6 +66,8 @@ def joined(detect: bool, start_timeout: float, lost_timeout: float) -> Iterator[
         _initialize(given, start_timeout, lost_timeout)
         import jax
 
+        # To the very end: the launcher may send it to those that end last.
+        _end_by_signal(line)
         # Now, while all are here: CPU processes wait 30 s for each other when they connect, later without a limit.
         gather(0)
         print(f"process {jax.process_index()} of {jax.process_count()}, {jax.local_device_count()} devices", flush=True)
@@ -112,8 +118,23 @@ def _initialize(given: tuple[str, int, int] | None, start_timeout: float, lost_t
         raise UserError(
             f"--multihost: jax finds no cluster here ({reason}): set {', '.join(VARIABLES)} instead"
         ) from error
-    # jax catches SIGTERM for a service that is not used here; until `Termination` a process shall just end.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _end_by_signal(line: lifeline.Lifeline | None) -> Any:
+    """From now on SIGTERM ends this process and the others at once: outside of training there is nothing to save.
+
+    Returns what SIGTERM did before.
+    """
+
+    def end(number, frame):
+        reason = "ended by SIGTERM outside of training: the same command goes on"
+        if line is not None:
+            line.fail(reason, Stopped.CODE)
+        os.write(2, f"error: {reason}\n".encode())
+        os._exit(Stopped.CODE)
+
+    # In place of jax's own, which feeds a service that is not used here.
+    return signal.signal(signal.SIGTERM, end)
 
 
 @contextlib.contextmanager
@@ -121,10 +142,11 @@ def _ended_together(line: lifeline.Lifeline | None) -> Iterator[None]:
     """Leave by an exception: tell it here and to the others, and end at once, since they wait for this process."""
     try:
         yield
-    except (UserError, KeyboardInterrupt) as error:
-        reason, code = (str(error), 2) if isinstance(error, UserError) else ("interrupted", 130)
-        reason = " ".join(reason.split())
-        print(f"error: {reason}", file=sys.stderr, flush=True)
+    except KeyboardInterrupt:
+        reason, code = "interrupted", 130
+    except (UserError, OSError) as error:
+        told = command_line.of_system(error) if isinstance(error, OSError) else str(error)
+        reason, code = " ".join(told.split()), 2
     except Exception as error:
         if line is not None:
             # What looks like a failure of this process may be the end of another: then its name comes first.
@@ -135,6 +157,7 @@ def _ended_together(line: lifeline.Lifeline | None) -> Iterator[None]:
         return
     if line is not None:
         line.fail(reason, code)
+    print(f"error: {reason}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(code)
 

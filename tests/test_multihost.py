@@ -117,6 +117,16 @@ def test_a_mistake_in_one_process_ends_both(cache, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_signal_before_training_ends_both_at_once(cache, tmp_path):
+    processes = start_two(cache, tmp_path / "run")
+    assert "process 0 of 2" in processes[0].stdout.readline()
+    processes[1].send_signal(signal.SIGTERM)
+    for process in processes:
+        _, error = process.communicate(timeout=300)
+        assert process.returncode == 75 and "ended by SIGTERM outside of training" in error
+    assert not checkpoint.steps(tmp_path / "run", "last")
+
+
 def test_one_process_stops_and_saves_too(cache, tmp_path):
     workdir = tmp_path / "run"
     process = start(cache, workdir, 2, **(SHORT | {"steps": 1000, "evaluate.every": 1000}))
