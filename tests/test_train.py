@@ -80,9 +80,14 @@ def saved(workdir) -> dict[str, np.ndarray]:
     found = {}
     with ocp.StandardCheckpointer() as reader:
         for part in ("params", "optimizers"):
-            tree = reader.restore(checkpoint.folder(workdir, "last") / str(step) / part)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-                found[f"{step}/{part}{jax.tree_util.keystr(path)}"] = np.asarray(leaf)
+            path = checkpoint.folder(workdir, "last") / str(step) / part
+            # Whole arrays on a device of this process, whichever devices they were written from.
+            here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+            held = reader.metadata(path).item_metadata.tree
+            like = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=here), held)
+            tree = reader.restore(path, like)
+            for name, leaf in jax.tree_util.tree_leaves_with_path(tree):
+                found[f"{step}/{part}{jax.tree_util.keystr(name)}"] = np.asarray(leaf)
     return found
 
 
