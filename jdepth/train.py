@@ -64,8 +64,9 @@ def train(config: Config) -> dict[str, Any]:
     for line in start.report:
         print(line)
     everywhere, shared = parallel.replicated(mesh), parallel.split(mesh)
-    frozen = parallel.put(start.frozen, everywhere)
-    state = parallel.put(step.init_state(start.trained, todo, optimizers, scales), everywhere)
+    trained, frozen = parallel.put((start.trained, start.frozen), everywhere)
+    state = step.init_state(trained, todo, optimizers, scales)
+    state = parallel.put(state, everywhere)
 
     sampling = {
         "batch_depth": config["batch"]["depth"],

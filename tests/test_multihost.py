@@ -4,6 +4,7 @@ The processes have one CPU device each; what they must equal is one process with
 """
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -97,7 +98,7 @@ def test_a_stopped_run_started_again_is_the_same_run(cache, one_process, tmp_pat
     assert_same_run(one_process, workdir)
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_process_that_dies_ends_the_other(victim, cache, tmp_path):
     workdir = tmp_path / "run"
     processes = start_two(cache, workdir, changes=({"steps": 1000, "evaluate.every": 1000},) * 2)
@@ -117,6 +118,7 @@ def test_a_mistake_in_one_process_ends_both(cache, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_signal_before_training_ends_both_at_once(cache, tmp_path):
     processes = start_two(cache, tmp_path / "run")
     assert "process 0 of 2" in processes[0].stdout.readline()
@@ -135,6 +137,25 @@ def test_one_process_stops_and_saves_too(cache, tmp_path):
     process.communicate(timeout=300)
     assert process.returncode == 75
     assert checkpoint.steps(workdir, "last") == [logbook.read_rows(workdir / "metrics.jsonl")[-1]["step"]]
+
+
+@pytest.mark.slow
+def test_jax_finds_the_processes_by_itself(cache, one_process, tmp_path):
+    """By the variables of a Slurm job, as it would in a TPU pod by those of the pod."""
+    workdir, processes = tmp_path / "run", []
+    job = {"JOB_ID": str(random.randrange(4000)), "STEP_NODELIST": "localhost", "NTASKS": "2", "STEP_NUM_NODES": "1"}
+    for number in ("0", "1"):
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in (job | {"PROCID": number, "LOCALID": number}).items():
+                patch.setenv(f"SLURM_{name}", value)
+            processes.append(start(cache, workdir, 1, "--multihost", **SHORT))
+    finish_two(processes)
+    assert_same_run(one_process, workdir)
+
+
+def test_without_a_cluster_jax_finds_nothing(cache, tmp_path):
+    error = finish(start(cache, tmp_path / "run", 1, "--multihost", **SHORT), code=2)
+    assert "--multihost: jax finds no cluster here" in error.splitlines()[-1]
 
 
 # ---- Starting --------------------------------------------------------------------------------------
