@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
+from jdepth import multihost, parallel
 from jdepth.errors import UserError
 from jdepth.step import TrainState
 
@@ -66,8 +68,9 @@ class Checkpoints:
         )
         self._last = ocp.CheckpointManager(folder(workdir, "last"), options=options)
         self._best = ocp.StandardCheckpointer()
-        for unfinished in folder(workdir, "best").glob("*orbax-checkpoint-tmp*"):
-            shutil.rmtree(unfinished)
+        if multihost.is_first():
+            for unfinished in folder(workdir, "best").glob("*orbax-checkpoint-tmp*"):
+                shutil.rmtree(unfinished)
 
     def save(self, state: TrainState, clock: dict[str, Any]) -> None:
         """Start saving `last`."""
@@ -93,7 +96,7 @@ class Checkpoints:
         others = [other for other in steps(self._workdir, "best") if other != step]
         if others:
             (named_by or self).wait()
-        for other in others:
+        for other in others if multihost.is_first() else ():
             shutil.rmtree(folder(self._workdir, "best") / str(other))
 
     def restore(self, like: TrainState) -> Restored | None:
@@ -112,7 +115,7 @@ class Checkpoints:
                 ),
             )
             clock = items["clock"]
-        counter = jax.device_put(jax.numpy.asarray(clock["step"], like.step.dtype), like.step.sharding)
+        counter = parallel.put(np.asarray(clock["step"], like.step.dtype), like.step.sharding)
         return Restored(TrainState(items["params"], items["optimizers"], counter), clock)
 
     def wait(self) -> None:

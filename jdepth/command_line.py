@@ -55,8 +55,13 @@ def call(main: Main, usage: str, define: Define, argv: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{where}{error.strerror or error}: check the path, its permissions and the free space")
+        return _fail(of_system(error))
+
+
+def of_system(error: OSError) -> str:
+    """What the operating system refused, and what to look at."""
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}: check the path, its permissions and the free space"
 
 
 def no_arguments(arguments: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""The exception that stands for a mistake in what the user gave us, and its mildest kind."""
+"""The exception that stands for a mistake in what the user gave us, its mildest kind, and a run's early end."""
 
 
 class UserError(Exception):
@@ -11,3 +11,12 @@ class UserError(Exception):
 
 class BadItem(UserError):
     """One item of a data set that cannot be used. Training goes on with the next one and counts."""
+
+
+class Stopped(Exception):
+    """The run was asked to end (SIGTERM), has saved its state and can be started again.
+
+    Commands exit with `CODE`, "try again later" (EX_TEMPFAIL), by which launchers know to do so.
+    """
+
+    CODE = 75

@@ -8,12 +8,15 @@ from pathlib import Path
 from absl import flags
 
 from jdepth import command_line
+from jdepth.errors import Stopped
 
 USAGE = """Train a depth model as a config says; the same command again goes on where it stopped.
 
   python -m jdepth.main --config configs/quickstart.py
   python -m jdepth.main --config configs/nyu_mix6.py --config.alpha=0.8 --config.workdir=runs/alpha08
-  python -m jdepth.main --config configs/nyu_mix6.py --dry_run"""
+  python -m jdepth.main --config configs/nyu_mix6.py --dry_run
+
+SIGTERM saves the run and ends it with exit code 75."""
 
 
 def define(values: flags.FlagValues) -> None:
@@ -25,6 +28,18 @@ def define(values: flags.FlagValues) -> None:
         "dry_run", False,
         "print parameters, FLOPs, memory and data of the run, with neither data nor weights, and stop",
         flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_boolean(
+        "multihost", False, "one of the processes of a TPU pod, Slurm or Open MPI job, which jax finds by itself",
+        flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_integer(
+        "start_timeout", 300, "of several processes: seconds within which all must have started",
+        lower_bound=1, flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_integer(
+        "lost_timeout", 100, "of several processes: seconds without a sign of life after which one counts as dead",
+        lower_bound=5, flag_values=values,
     )  # fmt: skip
 
 
@@ -41,9 +56,14 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
 
         dry_run.show(config)
         return 0
-    from jdepth import train
+    from jdepth import multihost, train
 
-    train.train(config)
+    with multihost.joined(values.multihost, values.start_timeout, values.lost_timeout):
+        try:
+            train.train(config)
+        except Stopped as stopped:
+            print(stopped, flush=True)
+            return stopped.CODE
     return 0
 
 

@@ -4,7 +4,9 @@ Three axes: "data" splits the batch; "fsdp" splits the batch too and shares out 
 gathered where they are used; "ahead" splits the steps of a look-ahead among devices that the batch is too small for.
 """
 
+import functools
 import math
+from collections import Counter
 from typing import Any
 
 import jax
@@ -18,9 +20,23 @@ DATA, FSDP, AHEAD = "data", "fsdp", "ahead"
 SMALLEST_SHARED = 2**16
 
 
+def all_devices() -> list:
+    """The devices of all processes, those of one process side by side, so that its rows of a batch are consecutive.
+
+    Raises UserError where processes have different numbers of devices: their shares of a batch are equal.
+    """
+    # Ids follow a TPU's wiring, not its hosts.
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    counts = Counter(device.process_index for device in devices)
+    if len(set(counts.values())) > 1:
+        shown = ", ".join(f"process {number} has {count}" for number, count in sorted(counts.items()))
+        raise UserError(f"devices are shared unevenly ({shown}): give every process the same number of devices")
+    return devices
+
+
 def make_mesh(devices: list | None = None, fsdp: int = 1, ahead: int = 1) -> Mesh:
-    """Mesh over `devices`, all local ones by default, whose number `fsdp` · `ahead` divides."""
-    devices = jax.local_devices() if devices is None else devices
+    """Mesh over `devices`, by default those of all processes, whose number `fsdp` · `ahead` divides."""
+    devices = all_devices() if devices is None else devices
     shape = (len(devices) // (fsdp * ahead), fsdp, ahead)
     return Mesh(np.array(devices).reshape(shape), (DATA, FSDP, AHEAD), axis_types=(AxisType.Auto,) * 3)
 
@@ -31,7 +47,7 @@ def training_mesh(look_ahead: int = 1, fsdp: int = 1, devices: list | None = Non
 
     Raises UserError where there is none, or where `fsdp` does not divide the number of devices.
     """
-    devices = jax.local_devices() if devices is None else devices
+    devices = all_devices() if devices is None else devices
     count = len(devices)
     if count % fsdp:
         raise UserError(f"config.mesh.fsdp={fsdp} does not divide {count} devices: use a divisor of their number")
@@ -106,5 +122,36 @@ def gather(pieces: Any, held: Any) -> Any:
 
 
 def put(tree: Any, sharding: Any) -> Any:
-    """Host arrays to devices, by one sharding or a tree of them; starts the copy and returns at once."""
-    return jax.device_put(tree, sharding)
+    """Whole arrays, the same in every process, to devices, by one sharding or a tree of them; starts the copy and
+    returns at once."""
+    if isinstance(sharding, NamedSharding):
+        sharding = jax.tree.map(lambda _: sharding, tree)
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(_put_everywhere, tree, sharding)
+
+
+def _put_everywhere(x: Any, sharding: NamedSharding) -> jax.Array:
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return jax.device_put(x, sharding)
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+
+def put_rows(tree: Any, sharding: NamedSharding) -> Any:
+    """This process's rows of a batch to its devices; side by side with the other processes' they are the batch."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), tree)
+
+
+def fetch(tree: Any, mesh: Mesh) -> Any:
+    """Whole NumPy arrays of arrays on the mesh, however they are divided, in every process."""
+    if not replicated(mesh).is_fully_addressable:
+        tree = _gathered(mesh)(tree)
+    return jax.device_get(tree)
+
+
+@functools.cache
+def _gathered(mesh: Mesh):
+    return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))

@@ -76,6 +76,7 @@ def score_depth(
     params: Params,
     batches: Iterable[Mapping[str, np.ndarray]],
     place: Callable = jnp.asarray,
+    fetch: Callable = jax.device_get,
     total_images: int = 0,
     align: tuple[float, float] | None = None,
 ) -> dict[str, float]:
@@ -86,6 +87,7 @@ def score_depth(
       batches: dicts with image (B, H, W, 3) uint8, depth (B, H0, W0) metres, mask (B, H0, W0) bool and
         weight (B,), 0 for entries that only fill up.
       place: puts host arrays on the devices.
+      fetch: brings arrays back to the host.
       total_images: for the progress line that is printed every ten seconds; 0 prints none.
       align: (lowest, highest) metres, where `forward` gives disparity, to be fitted to each image's depth first.
     """
@@ -95,7 +97,7 @@ def score_depth(
         target, mask = place(batch["depth"]), place(batch["mask"])
         if align:
             depth = _align(depth, target, mask, *align)
-        errors = _errors(depth, target, mask)
+        errors = fetch(_errors(depth, target, mask))
         total = total.add(errors, batch["weight"])
         done += int(batch["weight"].sum())
         now = time.perf_counter()

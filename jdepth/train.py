@@ -3,22 +3,23 @@
 import contextlib
 import fcntl
 import json
+import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jdepth import checkpoint, config as config_module, experiment, inputs, logbook, parallel, pictures, population
-from jdepth import scoring, step
+from jdepth import checkpoint, config as config_module, experiment, inputs, logbook, multihost, parallel, pictures
+from jdepth import population, scoring, step
 from jdepth.checkpoint import Checkpoints
 from jdepth.data.evaluation import auxiliary_evaluation_batches, evaluation_batches
 from jdepth.data.pipeline import joint_batches
 from jdepth.data.streams import JointBatches
-from jdepth.errors import UserError
+from jdepth.errors import Stopped, UserError
 
 Config = Mapping[str, Any]
 # Consecutive steps with a constant prediction after which a run is given up (a dead ReLU).
@@ -32,10 +33,10 @@ def train(config: Config) -> dict[str, Any]:
     """Train as `config` says, going on where an earlier start of the same workdir stopped.
 
     Returns the final evaluation: {"last": {...}, "best": {...}, "protocol": ...}, of a population {member: the same},
-    also written to WORKDIR/evaluation.json.
+    also written to WORKDIR/evaluation.json. Where the run has several processes, all call this and process 0 writes.
 
-    Raises UserError for anything wrong with config, data, weights or workdir, before the first step
-    where it can be known by then.
+    Raises Stopped after a SIGTERM, once the state is saved, and UserError for anything wrong with config, data,
+    weights or workdir, before the first step where it can be known by then.
     """
     # ---- What the run needs is there -------------------------------------------------------------
     inputs.check(config)
@@ -64,8 +65,7 @@ def train(config: Config) -> dict[str, Any]:
     for line in start.report:
         print(line)
     frozen = parallel.put(start.frozen, parallel.placement(mesh, start.frozen))
-    trained = [parallel.put(own.trained, parallel.placement(mesh, own.trained)) for own in starts]
-    state = runs.init_state(trained, ratio)
+    state = runs.init_state([own.trained for own in starts], ratio)
     lies = parallel.placement(mesh, state)
     state = parallel.put(state, lies)
 
@@ -79,10 +79,13 @@ def train(config: Config) -> dict[str, Any]:
 
     with contextlib.ExitStack() as closing:
         # ---- Workdir, restore --------------------------------------------------------------------
-        workdir.mkdir(parents=True, exist_ok=True)
-        closing.enter_context(_lock(workdir))
-        checkpoint.check_space(workdir, state)
-        logbook.write_atomically(workdir / "config.json", json.dumps(config, indent=1) + "\n")
+        multihost.check_same("config", config)
+        if multihost.is_first():
+            workdir.mkdir(parents=True, exist_ok=True)
+            closing.enter_context(_lock(workdir))
+            checkpoint.check_space(workdir, state)
+            logbook.write_atomically(workdir / "config.json", json.dumps(config, indent=1) + "\n")
+        multihost.check_shared(workdir, workdir / LOCK)
         checkpoints = closing.enter_context(contextlib.closing(Checkpoints(workdir)))
         held = inputs.content(depth_stream, auxiliary_stream, evaluation.depth)
         clock = {"step": 0, "consumed": 0, "backbone": start.fingerprint, "data": held}
@@ -98,6 +101,7 @@ def train(config: Config) -> dict[str, Any]:
                 )
             _check_data(workdir, clock["data"], held)
             print(f"going on from step {clock['step']} of {config['steps']} in {workdir}")
+        multihost.check_same("backbone, data set or checkpoint", clock)
         first = clock["step"]
         records = [closing.enter_context(contextlib.closing(Record(member, clock, checkpoints))) for member in runs.members]
         for record in records:
@@ -105,7 +109,7 @@ def train(config: Config) -> dict[str, Any]:
             record.keep_best()
         book = records[0].book
         if not runs.alone:
-            book = closing.enter_context(contextlib.closing(logbook.Logbook(workdir, first, config["log"]["tensorboard"])))
+            book = closing.enter_context(contextlib.closing(_logbook(workdir, first, config)))
             print(f"{len(records)} members: {'  '.join(member.name for member in runs.members)}")
         print(_summary(config, mesh, model, state, frozen))
 
@@ -120,16 +124,17 @@ def train(config: Config) -> dict[str, Any]:
         )
         batches = joint_batches(
             depth_stream, auxiliary_stream, **sampling, start=clock["consumed"], workers=config["data"]["workers"],
-            bad_share=config["data"]["bad_share"], tell=book.bad_item,
+            bad_share=config["data"]["bad_share"], tell=book.bad_item, shard=multihost.shard(),
         )  # fmt: skip
         closing.callback(batches.close)
+        termination = closing.enter_context(multihost.Termination())
         watch = logbook.Stopwatch(first, config["steps"], sum(batch_sizes.values()))
         recent = []
         for number in range(first + ahead, config["steps"] + 1, ahead):
             began = time.perf_counter()
             batch = step.stack_ahead([next(batches) for _ in range(ahead)])
             watch.waited(time.perf_counter() - began)
-            state, values = joint_step(state, frozen, parallel.put(batch, shared))
+            state, values = joint_step(state, frozen, parallel.put_rows(batch, shared))
             recent.append(values)
             if number % config["log"]["every"] == 0 or number == config["steps"]:
                 rows = [record.log(number, own) for record, own in zip(records, zip(*recent, strict=True), strict=True)]
@@ -145,11 +150,15 @@ def train(config: Config) -> dict[str, Any]:
                     if not scores["images"]:
                         raise UserError(f"evaluation set '{evaluation.depth.name}': no image has a valid pixel to score")
                     record.score(number, scores, params)
-            if number % config["checkpoint"]["every"] == 0 or last:
+            # Rows are means over log intervals: only between two of them does a later start write the same ones.
+            stopping = not last and number % config["log"]["every"] == 0 and termination.agreed()
+            if number % config["checkpoint"]["every"] == 0 or last or stopping:
                 clock |= {"step": number, "consumed": batches.position}
                 checkpoints.save(state, clock)
                 for record in records:
                     record.keep_best()
+            if stopping:
+                raise Stopped(f"stopped by SIGTERM after step {number} of {config['steps']}: the same command goes on")
             watch.paused(time.perf_counter() - began)
         if not runs.alone:
             for index, record in enumerate(records):
@@ -161,11 +170,13 @@ def train(config: Config) -> dict[str, Any]:
         params = runs.params(state, index)
         print(f"\n{member.name}" if member.name else "")
         results[member.name] = final_evaluation(member.config, model, params, frozen, clock["step"], evaluation, mesh)
-        logbook.draw_curves(Path(member.config["workdir"]), {member.name: Path(member.config["workdir"])})
+        if multihost.is_first():
+            logbook.draw_curves(Path(member.config["workdir"]), {member.name: Path(member.config["workdir"])})
     if runs.alone:
         return results[""]
-    logbook.write_atomically(workdir / "evaluation.json", logbook.to_json(results, indent=1) + "\n")
-    logbook.draw_curves(workdir, {member.name: Path(member.config["workdir"]) for member in runs.members})
+    if multihost.is_first():
+        logbook.write_atomically(workdir / "evaluation.json", logbook.to_json(results, indent=1) + "\n")
+        logbook.draw_curves(workdir, {member.name: Path(member.config["workdir"]) for member in runs.members})
     print(_table(results))
     return results
 
@@ -179,7 +190,8 @@ def final_evaluation(config, model, last, frozen, step: int, evaluation: "Evalua
     result = {"protocol": evaluation.describe(), **evaluation.constant()}
     result["last"] = {"step": step, **evaluation.full(model, {**last, **frozen}, mesh)}
     result["best"] = {"step": best_step, **evaluation.full(model, {**best, **frozen}, mesh)}
-    logbook.write_atomically(workdir / "evaluation.json", logbook.to_json(result, indent=1) + "\n")
+    if multihost.is_first():
+        logbook.write_atomically(workdir / "evaluation.json", logbook.to_json(result, indent=1) + "\n")
     print(f"evaluation protocol: {result['protocol']}")
     print(f"best constant depth {result['constant']:.2f} m: AbsRel {result['constant_AbsRel']:.4f}")
     for kind in ("last", "best"):
@@ -189,7 +201,9 @@ def final_evaluation(config, model, last, frozen, step: int, evaluation: "Evalua
         print(line)
     if config["evaluate"]["pictures"]:
         path = workdir / "pictures.png"
-        pictures.depth_sheet(path, *evaluation.examples(model, {**best, **frozen}, config["evaluate"]["pictures"]))
+        shown = evaluation.examples(model, {**best, **frozen}, config["evaluate"]["pictures"], mesh)
+        if multihost.is_first():
+            pictures.depth_sheet(path, *shown)
         print(f"pictures: {path}")
     return result
 
@@ -234,13 +248,16 @@ class Evaluation(NamedTuple):
         place = lambda x: parallel.put(x, parallel.split(mesh))  # noqa: E731
         limit = self.config["evaluate"]["during_limit"]
         scores = scoring.score_depth(
-            self._forward(model, False), params, self._batches(limit, self._size(mesh)), place
-        )
+            self._forward(model, False), params, self._batches(limit, self._size(mesh)), place,
+            partial(parallel.fetch, mesh=mesh),
+        )  # fmt: skip
         if self.auxiliary is not None and len(todo) > 1:
             task = todo[1]
             if task.name not in self.forwards:
                 classes = self.auxiliary.class_counts(task.name)
-                self.forwards[task.name] = scoring.AuxiliaryScorer(model, task, classes)
+                # Not divided: the last batch may have any size.
+                whole = partial(parallel.put, sharding=parallel.replicated(mesh))
+                self.forwards[task.name] = scoring.AuxiliaryScorer(model, task, classes, whole)
             batches = auxiliary_evaluation_batches(self.auxiliary, self._size(mesh), limit)
             auxiliary = self.forwards[task.name].score(params, batches)
             scores |= {"auxiliary_loss" if k == "loss" else k: v for k, v in auxiliary.items()}
@@ -251,21 +268,23 @@ class Evaluation(NamedTuple):
         place = lambda x: parallel.put(x, parallel.split(mesh))  # noqa: E731
         forward = self._forward(model, inputs.protocol(self.config).flip)
         batches = self._batches(None, self._size(mesh))
-        return scoring.score_depth(forward, params, batches, place, total_images=len(self.depth))
+        fetch = partial(parallel.fetch, mesh=mesh)
+        return scoring.score_depth(forward, params, batches, place, fetch, total_images=len(self.depth))
 
     def constant(self) -> dict[str, float]:
         """The best constant depth's score on all images."""
         return scoring.score_constant(self._batches(None, 1))
 
-    def examples(self, model, params, count: int):
+    def examples(self, model, params, count: int, mesh):
         """Images, true and predicted depth of `count` items."""
         forward = self._forward(model, False)
         images, truths, predictions = [], [], []
         for batch in self._batches(count, 1):
-            depth = forward(params, jnp.asarray(batch["image"]), batch["depth"].shape[1:])
+            image = parallel.put(batch["image"], parallel.replicated(mesh))
+            depth = parallel.fetch(forward(params, image, batch["depth"].shape[1:]), mesh)
             images.append(batch["image"][0])
             truths.append(batch["depth"][0])
-            predictions.append(np.asarray(depth[0]))
+            predictions.append(depth[0])
         return images, truths, predictions
 
 
@@ -279,10 +298,11 @@ class Record:
         self._best = clock["members"][member.name] if member.name else clock
         self._checkpoints = checkpoints
         if member.name:
-            self._workdir.mkdir(parents=True, exist_ok=True)
-            logbook.write_atomically(self._workdir / "config.json", json.dumps(config, indent=1) + "\n")
+            if multihost.is_first():
+                self._workdir.mkdir(parents=True, exist_ok=True)
+                logbook.write_atomically(self._workdir / "config.json", json.dumps(config, indent=1) + "\n")
             self._checkpoints = Checkpoints(self._workdir)
-        self.book = logbook.Logbook(self._workdir, clock["step"], config["log"]["tensorboard"])
+        self.book = _logbook(self._workdir, clock["step"], config)
         self._dead = DeadHead(round(config["loss"]["silog_warmup_fraction"] * config["steps"]))
 
     def log(self, number: int, recent: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -316,6 +336,27 @@ class Record:
         self.book.close()
         if self._name:
             self._checkpoints.close()
+
+
+class Unwritten:
+    """In place of the logbook in processes that write no files."""
+
+    def metrics(self, step: int, values: Mapping[str, Any]) -> None:
+        """Process 0 has the same row."""
+
+    def speed(self, step: int, values: Mapping[str, Any]) -> None:
+        """Process 0 measures as well."""
+
+    def bad_item(self, line: str) -> None:
+        """Rows of a batch are read by one process each, so that process 0 does not know of this item."""
+        print(line, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """There is no file."""
+
+
+def _logbook(workdir: Path, step: int, config: Config) -> "logbook.Logbook | Unwritten":
+    return logbook.Logbook(workdir, step, config["log"]["tensorboard"]) if multihost.is_first() else Unwritten()
 
 
 class DeadHead:

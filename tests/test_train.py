@@ -38,7 +38,7 @@ def pico(monkeypatch):
     monkeypatch.setitem(catalogue.SIZES, PICO.name, PICO_SIZE)
 
 
-def start(cache, workdir, devices=1, **changes) -> subprocess.Popen:
+def start(cache, workdir, devices=1, *flags, **changes) -> subprocess.Popen:
     """`python -m jdepth.main` on the tiny config; changes are "a.b" keys."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
@@ -48,7 +48,7 @@ def start(cache, workdir, devices=1, **changes) -> subprocess.Popen:
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
     command = [sys.executable, "-m", "jdepth.main", "--config", "tests/tiny_config.py", f"--config.workdir={workdir}"]
-    command += [f"--config.{key}={value}" for key, value in changes.items()]
+    command += [*flags] + [f"--config.{key}={value}" for key, value in changes.items()]
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -80,9 +80,14 @@ def saved(workdir) -> dict[str, np.ndarray]:
     found = {}
     with ocp.StandardCheckpointer() as reader:
         for part in ("params", "optimizers"):
-            tree = reader.restore(checkpoint.folder(workdir, "last") / str(step) / part)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-                found[f"{step}/{part}{jax.tree_util.keystr(path)}"] = np.asarray(leaf)
+            path = checkpoint.folder(workdir, "last") / str(step) / part
+            # Whole arrays on a device of this process, whichever devices they were written from.
+            here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+            held = reader.metadata(path).item_metadata.tree
+            like = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=here), held)
+            tree = reader.restore(path, like)
+            for name, leaf in jax.tree_util.tree_leaves_with_path(tree):
+                found[f"{step}/{part}{jax.tree_util.keystr(name)}"] = np.asarray(leaf)
     return found
 
 
