@@ -159,4 +159,7 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def shown(value: float | None, digits: int = 3, factor: float = 1.0) -> str:
     """A number in significant digits times `factor`; "" for none."""
-    return "" if value is None else f"{value * factor:.{digits}g}" if abs(value * factor) < 1e4 else f"{value * factor:.0f}"
+    if value is None:
+        return ""
+    value *= factor
+    return f"{value:.{digits}g}" if abs(value) < 1000 else f"{value:.0f}"

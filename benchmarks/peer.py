@@ -8,6 +8,7 @@ In its favour: images come normalised and padded (jdepth augments colours and no
 residual stream of its backbone is bfloat16 where jdepth's is float32.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -81,7 +82,8 @@ class JointStep:
             )
             for stream, scale in (("depth", alpha), ("auxiliary", 1 - alpha))
         }  # fmt: skip
-        wrap: Callable = torch.compile if compiled else lambda f: f
+        # A program for each of the two image sizes: with free sizes both would be slower.
+        wrap: Callable = functools.partial(torch.compile, dynamic=False) if compiled else lambda f: f
         self.features = wrap(self._features)
         self.losses = {"depth": wrap(self._depth_loss), "auxiliary": wrap(self._auxiliary_loss)}
 

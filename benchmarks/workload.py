@@ -10,6 +10,7 @@ and random data on the device, and the ways of running it that are compared.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -290,17 +291,23 @@ def abstract(work: Work, case: Case):
     return state, frozen, batch
 
 
-def counted(case: Case, kept: Sequence[str] | None = None) -> float:
+def counted(case: Case, kept: tuple[str, ...] | None = None) -> float:
     """FLOPs of one joint step (or of the phase), from the traced programs.
 
-    `kept`: savings that stay, () for the official formula; None: jdepth's own program.
+    `kept`: savings that stay, () for the official formula; None: jdepth's own program (with k = 1: looking ahead
+    changes no FLOPs).
     """
+    return _counted(dataclasses.replace(case, ahead=1), kept)
+
+
+@functools.cache
+def _counted(case: Case, kept: tuple[str, ...] | None) -> float:
     # The plain kernel's FLOPs are those of the fused one, and it can be traced on any machine.
     work = build(case, "bfloat16", "plain", kept)
     state, frozen, batch = abstract(work, case)
     if case.kind.endswith("-update"):
         batch = jax.eval_shape(lambda f, b: prepared(work, f, b), frozen, batch)
-    return sum(flops.count(stage, state, frozen, batch) for stage in stages(work, case.kind)) / case.ahead
+    return sum(flops.count(stage, state, frozen, batch) for stage in stages(work, case.kind))
 
 
 def towards_taps(case: Case) -> float:
