@@ -22,15 +22,13 @@ from transformers import Dinov2Config, DPTConfig, DPTForDepthEstimation
 from workload import MIX6_CLASSES, Case
 
 from jdepth.colour import MEAN, STD
-from jdepth.models import BACKBONES
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def network(case: Case, device: str) -> DPTForDepthEstimation:
     """The port's depth model with random weights, its backbone frozen."""
-    shape, config = BACKBONES[workload.BACKBONES[case.size]], workload.config_of(case, "float32")
-    width, channels = shape.width, config["decoder"]["channels"]
+    shape, width, channels = case.shape, case.shape.width, case.channels
     inner = Dinov2Config(
         hidden_size=width, num_hidden_layers=shape.depth, num_attention_heads=shape.heads, mlp_ratio=4,
         use_swiglu_ffn=shape.ffn == "swiglu", image_size=14 * shape.grid, patch_size=14, layer_norm_eps=1e-6,
@@ -62,7 +60,7 @@ class JointStep:
         self.half, self.device = device != "cpu", device
         self.model = network(case, device)
         config = workload.config_of(case, "float32")
-        self.optimizer_numbers, channels = config["optimizer"], config["decoder"]["channels"]
+        self.optimizer_numbers, channels = config["optimizer"], case.channels
         if self.half:
             self.model.backbone.to(torch.bfloat16)
         self.model.to(memory_format=torch.channels_last)

@@ -3,7 +3,9 @@
 Weak: --batch + --batch images on every device, k = 1. Strong: one global batch for all devices, the smallest multiple
 of --batch that they can share, with --ahead steps looked ahead. Both on 1, 2, 4, ... of this process's devices, in
 rounds that meet all numbers of devices alike; efficiency is against one device. On a CPU, which the devices only share,
-it is a check that the programs run: XLA_FLAGS=--xla_force_host_platform_device_count=4 python benchmarks/scaling.py --size nano --crop 56x84
+it is a check that the programs run:
+
+  XLA_FLAGS=--xla_force_host_platform_device_count=4 python benchmarks/scaling.py --size tiny --crop 56x84
 """
 
 import argparse
@@ -20,7 +22,7 @@ from workload import Case
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="g", choices=workload.BACKBONES)
+    parser.add_argument("--size", default="g", choices=workload.SIZES)
     parser.add_argument("--crop", metavar="HxW", help="instead of the recipe's crops")
     parser.add_argument("--batch", type=int, default=4, help="images of each task: per device (weak), of all (strong)")
     parser.add_argument("--ahead", type=int, default=8, help="steps that the strong rows look ahead")

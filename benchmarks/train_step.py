@@ -30,12 +30,11 @@ import jax
 import workload
 from workload import Case
 
-from jdepth.models import BACKBONES
 from jdepth.recipe import RELEASED
 
 STEPS = RELEASED["steps"]
 SETS = {
-    "tiny": [f"nano 2+2 {rest} at 56x84" for rest in ("k=1 fused", "k=1 separate", "k=2 fused", "k=1 plain")],
+    "tiny": [f"tiny 2+2 {rest} at 56x84" for rest in ("k=1 fused", "k=1 separate", "k=2 fused", "k=1 plain")],
     "cpu": [f"S 1+1 {rest} at 224x280" for rest in ("k=1 fused", "k=1 separate", "k=2 fused")],
     "core": [
         *(f"g 4+4 {rest}" for rest in ("k=1 fused", "k=1 separate", "k=4 fused", "k=8 fused")),
@@ -57,7 +56,7 @@ SETS = {
     ],
 }  # fmt: skip
 # Where the comparison with PyTorch is wanted, per set.
-PEERS = {"tiny": ["nano 2+2"], "cpu": ["S 1+1"], "core": ["g 4+4", "g 16+16"]}
+PEERS = {"tiny": ["tiny 2+2"], "cpu": ["S 1+1"], "core": ["g 4+4", "g 16+16"]}
 Group = tuple[Any, ...]
 
 
@@ -340,8 +339,7 @@ def flops_row(case: Case, peer: bool) -> list[str]:
     """A line of that table."""
     counted, released = workload.counted(case), workload.counted(case, ())
     sizes = zip((case.depth, case.auxiliary), workload.crops(case), strict=True)
-    channels = workload.config_of(case, "float32")["decoder"]["channels"]
-    hand = hand_count.joint_step(BACKBONES[workload.BACKBONES[case.size]], *sizes, channels)
+    hand = hand_count.joint_step(case.shape, *sizes, case.channels)
     share: Callable[[float], str] = lambda saved: shown(100 * saved / released, 3)  # noqa: E731
     each = [share(released - workload.counted(case, (saving,))) for saving in workload.released.SAVINGS]
     row = [case.size, shown(hand, 4, 1e-12), shown(counted, 4, 1e-12), shown(counted / hand, 4)]

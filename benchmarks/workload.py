@@ -30,8 +30,10 @@ from jdepth.models.depth_model import DepthModel
 # Classes of MIX6's members: ADE20K, SUN RGB-D, Cityscapes (34 ids), COCO-Stuff, Pascal VOC, Pascal Context. A copy of
 # the data modules' own lists, which need packages that a bare GPU image lacks; a test compares them.
 MIX6_CLASSES = (150, 37, 34, 171, 21, 59)
-BACKBONES = {size: f"dinov2_vit{size.lower()}14" for size in "SBLg"} | {"nano": "vit_nano14"}
-CHANNELS = {"nano": 32}  # all others: the recipe's
+SIZES = {size: vit.BACKBONES[f"dinov2_vit{size.lower()}14"] for size in "SBLg"} | {
+    # For checks on a CPU: compiled in seconds.
+    "tiny": vit.ViTConfig("tiny", width=32, depth=4, heads=2, hidden=64, taps=(0, 1, 2, 3), grid=4),
+}
 OURS = ("fused", "separate", "plain", "backbone", "depth-update", "auxiliary-update")
 PEERS = ("eager", "compile")
 AHEAD = ("fused", "plain", "backbone")  # the kinds that look ahead
@@ -40,7 +42,7 @@ FORM = '"SIZE DEPTH+AUXILIARY k=K KIND [at HxW]", such as "g 4+4 k=8 fused"'
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured. `crop` (H, W) of both batches; None: the recipe's 416×544 and 512×512."""
+    """What is measured. `size` is a key of SIZES. `crop` (H, W) of both batches; None: the recipe's 416×544 and 512×512."""
 
     size: str
     depth: int
@@ -52,6 +54,16 @@ class Case:
     def __str__(self) -> str:
         name = f"{self.size} {self.depth}+{self.auxiliary} k={self.ahead} {self.kind}"
         return f"{name} at {self.crop[0]}x{self.crop[1]}" if self.crop else name
+
+    @property
+    def shape(self) -> vit.ViTConfig:
+        """Its backbone."""
+        return SIZES[self.size]
+
+    @property
+    def channels(self) -> int:
+        """The decoder's channels: the recipe's, but few on the tiny backbone."""
+        return 32 if self.size == "tiny" else recipe.RELEASED["decoder"]["channels"]
 
     @property
     def images(self) -> int:
@@ -70,8 +82,8 @@ def parse(name: str) -> Case:
     if not found:
         raise UserError(f"case {name!r}: expected {FORM}")
     size, depth, auxiliary, ahead, kind, height, width = found.groups()
-    if size not in BACKBONES:
-        raise UserError(f"case {name!r}: size {size} is none of {', '.join(BACKBONES)}")
+    if size not in SIZES:
+        raise UserError(f"case {name!r}: size {size} is none of {', '.join(SIZES)}")
     if kind not in OURS + PEERS:
         raise UserError(f"case {name!r}: {kind} is none of {', '.join(OURS + PEERS)}")
     numbers = int(depth), int(auxiliary), int(ahead)
@@ -99,8 +111,8 @@ def config_of(case: Case, precision: str, attention: str = "auto") -> dict[str, 
         "batch": {"depth": case.depth, "auxiliary": case.auxiliary},
         "look_ahead": case.ahead,
         "precision": precision,
-        "backbone": {"name": BACKBONES[case.size], "attention": attention},
-        "decoder": {"channels": CHANNELS.get(case.size, recipe.RELEASED["decoder"]["channels"])},
+        "backbone": {"name": case.shape, "attention": attention},
+        "decoder": {"channels": case.channels},
     }
     if case.crop:
         changes["data"] = {
