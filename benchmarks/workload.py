@@ -141,13 +141,40 @@ def build(case: Case, precision: str, attention: str = "auto", kept: Sequence[st
 # ---- State and data ---------------------------------------------------------------------------------
 
 
-def initial(work: Work) -> tuple[step.TrainState, dict[str, Any]]:
-    """(state, frozen parameters), random."""
-    # Drawn through jdepth's own decoder: the released form has the same parameters.
+def abstract_params(work: Work) -> dict[str, Any]:
+    """Shapes of all parameters: those of jdepth's own decoder, which the released form shares."""
     own = depth_model.build(work.model.backbone.config, work.model.decoder.channels)
-    params = experiment.fresh_params(work.config, own, work.todo)
-    frozen = depth_model.cast_frozen(params.pop("backbone"), work.model.backbone.dtype)
-    return step.init_state(params, work.todo, work.optimizers, work.scales), {"backbone": frozen}
+    return experiment.abstract_params(work.config, own, work.todo)
+
+
+def initial(work: Work, params: Mapping[str, Any] | None = None) -> tuple[step.TrainState, dict[str, Any]]:
+    """(state, frozen parameters); the parameters are random unless given."""
+    params = random_params(abstract_params(work)) if params is None else params
+
+    def start(trained, backbone):
+        state = step.init_state(trained, work.todo, work.optimizers, work.scales)
+        return state, {"backbone": depth_model.cast_frozen(backbone, work.model.backbone.dtype)}
+
+    # As one program: leaf by leaf, hundreds of small ones would be compiled.
+    return jax.jit(start)({k: v for k, v in params.items() if k != "backbone"}, params["backbone"])
+
+
+def random_params(shapes: Any, seed: int = 0) -> Any:
+    """Numbers of a sensible size for each parameter, from one pool: the model's own initialisation of ViT-g would take
+    longer than its measurement."""
+    pool = np.random.default_rng(seed).standard_normal(1_000_003, np.float32)
+
+    def draw(path, leaf):
+        name = path[-1].key
+        if name in ("scale", "gamma"):
+            return np.ones(leaf.shape, np.float32)
+        # The last bias of the depth head: in front of a ReLU, which is to be alive.
+        if name == "bias" and path[-2].key == "conv3":
+            return np.ones(leaf.shape, np.float32)
+        spread = 0.02 if name != "kernel" else (leaf.size / leaf.shape[-1]) ** -0.5
+        return np.float32(spread) * np.resize(pool, leaf.shape)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def copy_state(state: step.TrainState) -> step.TrainState:
@@ -291,7 +318,7 @@ class Program:
 
 def abstract(work: Work, case: Case):
     """(state, frozen parameters, batch) as shapes; nothing is computed."""
-    state, frozen = jax.eval_shape(lambda: initial(work))
+    state, frozen = jax.eval_shape(functools.partial(initial, work), abstract_params(work))
     ahead = (case.ahead,) if case.ahead > 1 else ()
     batch = {
         stream: {

@@ -62,7 +62,7 @@ def test_rows_are_written_and_finished_ones_skipped(tmp_path):
         assert row["device"] == "cpu" and row["versions"]["jax"] == jax.__version__ and row["date"].startswith("20")
         assert row["seconds"] > 0 and 0 < row["flops"] == row["official_flops"] and row["program_bytes"] > 0
         assert 0 < row["utilisation"] < 2 and row["precision"] == "float32" and row["compile_seconds"] > 0
-    assert rows[two]["flops"] == 2 * rows[one]["flops"]
+    assert rows[two]["flops"] == pytest.approx(2 * rows[one]["flops"], rel=0.01)  # the position table is resized once
     # What is there stays; a new case of the same group is compared with the group's first one.
     again = start("train_step", "--cases", one, FUSED, *FAST, "--results", tmp_path)
     after = json.loads(file.read_text())
@@ -133,11 +133,13 @@ def test_classes_are_those_of_mix6():
     assert workload.MIX6_CLASSES == tuple(len(sources.raw_set(name).classes) for name in sources.MIXTURES["mix6"])
 
 
-def test_every_way_computes_the_same_step():
-    """Two programs one after the other, the released forms, and the two updates on features that are there."""
+def test_every_way_computes_the_same_step(x64):
+    """To rounding in float64, in the middle of a run: two programs one after the other, the released forms, and the two updates on features that are there."""
     case = workload.parse("tiny 2+2 k=1 fused at 42x56")
     work, released = (workload.build(case, "float32", "plain", kept) for kept in (None, ()))
-    start_state, frozen = workload.initial(work)
+    params = workload.random_params(workload.abstract_params(work))
+    start_state, frozen = workload.initial(work, jax.tree.map(lambda x: x.astype(np.float64), params))
+    start_state = start_state._replace(step=start_state.step + 10_000)
     batch = workload.host_batch(case)
 
     def after(work, *kinds, state=start_state):
@@ -148,7 +150,7 @@ def test_every_way_computes_the_same_step():
         return jax.device_get((state, program.metrics))
 
     fused, metrics = after(work, "fused")
-    assert fused.step == 1 and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(metrics))
+    assert fused.step == 10_001 and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(metrics))
     moved = [np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (fused.params, start_state.params)), strict=True)]
     assert min(moved) > 0
     ways = {
@@ -157,9 +159,12 @@ def test_every_way_computes_the_same_step():
         "phases": after(work, "depth-update", "auxiliary-update")[0],
     }
     for name, other in ways.items():
-        assert other.step == 1, name
-        for a, b in zip(jax.tree.leaves(fused.optimizers), jax.tree.leaves(other.optimizers), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * max(np.abs(a).max(), 1e-3), err_msg=name)
+        for a, b in zip(jax.tree.leaves(fused), jax.tree.leaves(other), strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-10 * np.abs(a).max(), err_msg=name)
+    # What this resolves: the auxiliary gradient taken before the depth update.
+    before = after(work, "auxiliary-update")[0].optimizers["auxiliary"]
+    pairs = zip(jax.tree.leaves(before), jax.tree.leaves(fused.optimizers["auxiliary"]), strict=True)
+    assert max(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30) for a, b in pairs) > 1e-7
 
 
 def test_interleaved_times_are_per_unit():
