@@ -21,6 +21,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import raw_sets
+from measure import RESULTS, Results
 
 from jdepth.data import build, order, sources, streams, transforms
 
@@ -262,7 +263,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="*", default=[0, 1, 2], help="worker counts for joint batches")
     parser.add_argument("--peer", action="store_true", help="beside a PyTorch DataLoader")
     parser.add_argument("--memory", action="store_true", help="memory over 10,000 batches, and nothing else")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="where the JSON file lies")
     arguments = parser.parse_args()
+    results = Results("pipeline", f"{os.cpu_count()} cores {platform.machine()}", arguments.results)
     print(f"{platform.processor() or platform.machine()}, OpenCV {cv2.__version__}, NumPy {np.__version__}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -276,14 +279,19 @@ def main() -> None:
             floor = next((v for k, v in rates.items() if k.startswith(f"{kind}:") and "floor" in k), None)
             ratio = f"  {floor / value:5.2f} × the floor's time" if floor and "whole" in row else ""
             print(f"{row:40} {value:10.1f} {1000 / value:8.2f}{ratio}")
+            results.add(f"{row}, one thread", {"per_second": value})
         print("-" * 60)
         for workers in arguments.workers:
             kind = f"{workers} workers" if workers else "threads"
             value = joint(folder, workers, arguments.seconds)
             print(f"{'joint batches of 4 + 4, ' + kind:40} {value:10.2f} {1000 / value:8.1f}", flush=True)
+            results.add(f"joint batches of 4 + 4, {kind}", {"per_second": value})
             if arguments.peer and workers:
                 peer = torch_joint(folder, workers, arguments.seconds)
                 print(f"{'the same in PyTorch':40} {peer:10.2f} {1000 / peer:8.1f}  {value / peer:.2f} × as fast here")
+                row = {"per_second": peer, "times_as_fast": value / peer}
+                results.add(f"joint batches of 4 + 4, {kind}, PyTorch", row)
+    print(f"written to {results.path}")
 
 
 if __name__ == "__main__":
