@@ -22,8 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import released
+from jax.sharding import Mesh
 
-from jdepth import experiment, flops, optim, parallel, recipe, step, tasks
+from jdepth import experiment, flops, frozen_pass, optim, parallel, recipe, step, tasks
 from jdepth.models import depth_model, vit
 from jdepth.models.depth_model import DepthModel
 
@@ -231,24 +232,34 @@ class _GivenTaps:
         return tuple(vit.Features(taps, None) for taps in images)
 
 
-def stages(work: Work, kind: str) -> list[Stage]:
+def stages(work: Work, kind: str, mesh: Mesh | None = None) -> list[Stage]:
     """The programs, in order, that make `look_ahead` joint steps (or their part, for the phases)."""
     if kind == "separate":
-        return [_alone(work, task) for task in work.todo]
+        return [_alone(work, task, mesh) for task in work.todo]
     if kind == "backbone":
-        return [lambda state, frozen, batch: (state, features(work, frozen, _flat(work, batch)))]
+        shared = frozen_pass.build(work.model, work.todo, work.config["look_ahead"], mesh)
+        return [lambda state, frozen, batch: (state, shared(frozen, batch)[1])]
     if kind in ("depth-update", "auxiliary-update"):
         on_taps = dataclasses.replace(work.model, backbone=_GivenTaps())
         todo = [dataclasses.replace(task, prepare=dict) for task in work.todo]
         own = [task for task in todo if kind.startswith(task.stream)]
-        return [_alone(work._replace(model=on_taps, todo=todo), *own)]
+        return [_alone(work._replace(model=on_taps, todo=todo), *own, mesh)]
     ahead = work.config["look_ahead"]
-    return [step.build(work.model, work.todo, work.optimizers, work.scales, work.settings, ahead)]
+    return [
+        step.build(
+            work.model, work.todo, work.optimizers, work.scales, work.settings, ahead, mapped=mapped(), mesh=mesh
+        )
+    ]
 
 
-def _alone(work: Work, task: tasks.Task) -> Stage:
+def mapped() -> bool:
+    """Whether loops stay loops, as in training: not on a CPU."""
+    return jax.default_backend() != "cpu"
+
+
+def _alone(work: Work, task: tasks.Task, mesh: Mesh | None) -> Stage:
     """The training step of one task; the last task's counts the global step."""
-    update = step.build(work.model, [task], work.optimizers, work.scales, work.settings)
+    update = step.build(work.model, [task], work.optimizers, work.scales, work.settings, mesh=mesh)
 
     def stage(state, frozen, batch):
         moved, metrics = update(state, frozen, batch)
@@ -257,11 +268,6 @@ def _alone(work: Work, task: tasks.Task) -> Stage:
         return moved, metrics
 
     return stage
-
-
-def _flat(work: Work, batch):
-    """Steps ahead joined to the batch."""
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch) if work.config["look_ahead"] > 1 else batch
 
 
 def features(work: Work, frozen, batch) -> dict[str, Any]:
@@ -281,21 +287,21 @@ class Program:
     """The compiled stages of a kind; a call of n makes n × `steps` joint steps and waits for them."""
 
     def __init__(self, work: Work, kind: str, state, frozen, batch, devices: list | None = None):
-        mesh = parallel.make_mesh(devices or jax.local_devices()[:1])
-        everywhere, shared = parallel.replicated(mesh), parallel.split(mesh)
-        self.steps = work.config["look_ahead"]
+        self.steps, devices = work.config["look_ahead"], devices or jax.local_devices()[:1]
+        mesh = parallel.training_mesh(self.steps, 1, devices, **work.config["batch"])
+        everywhere, shared = parallel.replicated(mesh), parallel.joint_batch(mesh, self.steps)
         self._frozen = parallel.put(frozen, everywhere)
         self._batch = parallel.put(batch, shared)
         if kind.endswith("-update"):
             self._batch = jax.jit(lambda f, b: prepared(work, f, b))(self._frozen, self._batch)
         self._state = copy_state(parallel.put(state, everywhere))
         given = (self._state, self._frozen, self._batch)
-        results = (everywhere, shared if kind == "backbone" else everywhere)
+        results = (everywhere, parallel.joint_batch(mesh, 2) if kind == "backbone" else everywhere)
         self.compiled = [
             jax.jit(
                 stage, donate_argnums=0, in_shardings=(everywhere, everywhere, shared), out_shardings=results
             ).lower(*given).compile()
-            for stage in stages(work, kind)
+            for stage in stages(work, kind, mesh)
         ]  # fmt: skip
         self.metrics: list[Any] = []
 
