@@ -129,6 +129,35 @@ def test_a_signal_before_training_ends_both_at_once(cache, tmp_path):
     assert not checkpoint.steps(tmp_path / "run", "last")
 
 
+SEES = """
+import sys, pathlib
+from jdepth import multihost
+multihost.FILE_SEEN = 2
+folder = pathlib.Path(sys.argv[1])
+with multihost.joined(False, 60, 60):
+    assert multihost.gather(7 + multihost.shard()[0]).tolist() == [7, 8]
+    multihost.check_same("text", "a")
+    multihost.check_shared(folder, folder / "token")
+"""
+
+
+@pytest.mark.parametrize("folders, code", [(("a", "a"), 0), (("a", "b"), 2)])
+def test_the_workdir_must_be_shared(folders, code, tmp_path):
+    port, processes = free_port(), []
+    for number, folder in enumerate(folders):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        own = {"JDEPTH_COORDINATOR": f"127.0.0.1:{port}", "JDEPTH_PROCESSES": "2", "JDEPTH_PROCESS": str(number)}
+        command = [sys.executable, "-c", SEES, str(tmp_path / folder)]
+        environment = os.environ | own | {"JAX_PLATFORMS": "cpu"}
+        processes.append(
+            subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+        )
+    for error in finish_two(processes, code):
+        assert code == 0 or "config.workdir: process 1 of 2 does not see" in error
+
+
 def test_one_process_stops_and_saves_too(cache, tmp_path):
     workdir = tmp_path / "run"
     process = start(cache, workdir, 2, **(SHORT | {"steps": 1000, "evaluate.every": 1000}))
