@@ -6,6 +6,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import jax
 import pytest
 from tiny_config import ROOT
 
@@ -87,3 +88,20 @@ def test_traffic_is_read_from_a_programs_text():
     """
     found = communication.traffic(text)
     assert found["all-reduce"] == 40 and found["all-gather"] == 64 + 64 and sum(found.values()) == 168
+
+
+def device(process: int, number: int) -> SimpleNamespace:
+    """What a mesh asks of a device."""
+    return SimpleNamespace(process_index=process, id=number)
+
+
+def test_processes_with_different_numbers_of_devices_are_refused(monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda: [device(0, 0), device(0, 1), device(1, 2)])
+    with pytest.raises(UserError, match=r"process 0 has 2, process 1 has 1\): give every process the same number"):
+        parallel.all_devices()
+
+
+def test_devices_of_a_process_lie_side_by_side(monkeypatch):
+    """A TPU counts its chips by their place in the torus, not by host."""
+    monkeypatch.setattr(jax, "devices", lambda: [device(number % 2, number) for number in range(4)])
+    assert [(d.process_index, d.id) for d in parallel.all_devices()] == [(0, 0), (0, 2), (1, 1), (1, 3)]
