@@ -42,7 +42,7 @@ FORM = '"SIZE DEPTH+AUXILIARY k=K KIND [at HxW]", such as "g 4+4 k=8 fused"'
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured. `size` is a key of SIZES. `crop` (H, W) of both batches; None: the recipe's 416×544 and 512×512."""
+    """What is measured. `size` is a key of SIZES; `crop` (H, W) of both batches, None: the recipe's two."""
 
     size: str
     depth: int
