@@ -45,6 +45,7 @@ def network(case: Case, device: str) -> DPTForDepthEstimation:
         )  # fmt: skip
         if channels != 256:  # which the port takes for granted in this one layer
             model.head.projection = torch.nn.Conv2d(channels, channels, 3, padding=1)
+        torch.nn.init.ones_(model.head.head[4].bias)  # in front of a ReLU, which is to be alive
     model.backbone.eval().requires_grad_(False)
     return model
 

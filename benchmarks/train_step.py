@@ -144,7 +144,9 @@ def measure_group(given: argparse.Namespace, cases: list[Case], began: float) ->
     side = TorchSide() if cases[0].torch else JaxSide()
     results = Results("train_step", side.device, given.results)
     missing = [case for case in cases if given.again or str(case) not in results.rows()]
-    first, longest = None, 0.0
+    # What a case may take: as long as the longest so far, in this process or an earlier one.
+    longest = max((row.get("compile_seconds", 0.0) for row in results.rows().values()), default=0.0)
+    first = None
     for case in missing:
         spent = time.monotonic() - began
         if given.minutes is not None and spent + longest > 60 * given.minutes:
@@ -304,9 +306,9 @@ def summary(results: Results, cases: list[Case]) -> str:
             lines.append(
                 [
                     str(case), shown(row["seconds"], 4, 1e3), shown(row["images_per_second"]),
-                    shown(row["flops"], 4, 1e-12), shown(row["official_flops"], 4, 1e-12), shown(row["utilisation"], 3, 100),
-                    shown(row.get("times_as_fast")), versus, shown(row["hours_of_the_recipe"]),
-                    shown(row["program_bytes"], 3, 2**-30), shown(row["peak_bytes_of_the_process"], 3, 2**-30),
+                    shown(row["flops"], 4, 1e-12), shown(row["official_flops"], 4, 1e-12),
+                    shown(row["utilisation"], 3, 100), shown(row.get("times_as_fast")), versus, shown(row["hours_of_the_recipe"]),
+                    *(shown(row[key], 3, 2**-30) for key in ("program_bytes", "peak_bytes_of_the_process")),
                 ]
             )  # fmt: skip
     titles = ["case", "ms/step", "images/s", "TFLOP", "official", "util %", "× first", "× eager, compile",

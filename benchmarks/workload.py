@@ -33,7 +33,7 @@ from jdepth.models.depth_model import DepthModel
 MIX6_CLASSES = (150, 37, 34, 171, 21, 59)
 SIZES = {size: vit.BACKBONES[f"dinov2_vit{size.lower()}14"] for size in "SBLg"} | {
     # For checks on a CPU: compiled in seconds.
-    "tiny": vit.ViTConfig("tiny", width=32, depth=4, heads=2, hidden=64, taps=(0, 1, 2, 3), grid=4),
+    "tiny": vit.ViTConfig("tiny", width=32, depth=4, heads=2, hidden=128, taps=(0, 1, 2, 3), grid=4),
 }
 OURS = ("fused", "separate", "plain", "backbone", "depth-update", "auxiliary-update")
 PEERS = ("eager", "compile")
@@ -43,7 +43,7 @@ FORM = '"SIZE DEPTH+AUXILIARY k=K KIND [at HxW]", such as "g 4+4 k=8 fused"'
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured. `size` is a key of SIZES. `crop` (H, W) of both batches; None: the recipe's 416×544 and 512×512."""
+    """What is measured. `size` is a key of SIZES; `crop` (H, W) of both batches, None: the recipe's two."""
 
     size: str
     depth: int

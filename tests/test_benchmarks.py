@@ -134,7 +134,8 @@ def test_classes_are_those_of_mix6():
 
 
 def test_every_way_computes_the_same_step(x64):
-    """To rounding in float64, in the middle of a run: two programs one after the other, the released forms, and the two updates on features that are there."""
+    """To rounding in float64, in the middle of a run: two programs one after the other, the released forms, and the two
+    updates on features that are there."""
     case = workload.parse("tiny 2+2 k=1 fused at 42x56")
     work, released = (workload.build(case, "float32", "plain", kept) for kept in (None, ()))
     params = workload.random_params(workload.abstract_params(work))
@@ -151,8 +152,8 @@ def test_every_way_computes_the_same_step(x64):
 
     fused, metrics = after(work, "fused")
     assert fused.step == 10_001 and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(metrics))
-    moved = [np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (fused.params, start_state.params)), strict=True)]
-    assert min(moved) > 0
+    pairs = zip(jax.tree.leaves(fused.params), jax.tree.leaves(start_state.params), strict=True)
+    assert min(np.abs(a - b).max() for a, b in pairs) > 0
     ways = {
         "separate": after(work, "separate")[0],
         "released": after(released, "fused")[0],
