@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jdepth import experiment, flops, inputs, step
+from jdepth import experiment, flops, inputs, peak_memory, step
 from jdepth.data import sources
 from jdepth.errors import UserError
 from jdepth.models import depth_model
@@ -35,18 +35,22 @@ def abstract_step(config: Config):
     scales, settings = experiment.scales(config), experiment.optimizer_settings(config)
     ratio = config["backbone"]["lr_ratio"] if config["backbone"]["train"] == "full" else None
     optimizers = step.build_optimizers(todo, scales, settings, ratio)
+    joint = step.build(model, todo, optimizers, scales, settings, config["look_ahead"])
+    return model, joint, *abstract_arguments(config, model, todo, optimizers, classes)
+
+
+def abstract_arguments(config: Config, model, todo, optimizers, classes: tuple[int, ...]):
+    """(training state, frozen parameters, batch) of the joint step, as shapes."""
     trained = experiment.abstract_params(config, model, todo)
     frozen = {}
     if config["backbone"]["train"] == "frozen":
         backbone = trained.pop("backbone")
         frozen = {"backbone": jax.eval_shape(lambda t: depth_model.cast_frozen(t, model.backbone.dtype), backbone)}
-    state = jax.eval_shape(lambda p: step.init_state(p, todo, optimizers, scales), trained)
-    ahead = config["look_ahead"]
-    joint = step.build(model, todo, optimizers, scales, settings, ahead)
-    batch = abstract_batch(config, classes)
+    state = jax.eval_shape(lambda p: step.init_state(p, todo, optimizers, experiment.scales(config)), trained)
+    ahead, batch = config["look_ahead"], abstract_batch(config, classes)
     if ahead > 1:
         batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0], ahead, *x.shape[1:]), x.dtype), batch)
-    return model, joint, state, frozen, batch
+    return state, frozen, batch
 
 
 def abstract_batch(config: Config, classes: tuple[int, ...]) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
@@ -89,7 +93,7 @@ def figures(config: Config) -> dict[str, str]:
     images = min(_evaluation_images(config), config["evaluate"]["during_limit"])
     times = config["steps"] // config["evaluate"]["every"]
     share = forward * images * times / (per_step * config["steps"])
-    peak = flops.peak_bytes(joint, state, frozen, batch)
+    peak = peak_memory.peak_bytes(joint, state, frozen, batch)
     return {
         "backbone": f"{config['backbone']['name']}, {config['backbone']['train']}",
         "frozen parameters": f"{count(frozen):,} ({count(frozen) / 1e9:.2f} billion)",
