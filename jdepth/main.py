@@ -41,8 +41,9 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
 
         dry_run.show(config)
         return 0
-    from jdepth import train
+    from jdepth import compilation, train
 
+    compilation.keep_programs()
     train.train(config)
     return 0
 

@@ -5,6 +5,7 @@ import fcntl
 import json
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -12,12 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jdepth import checkpoint, config as config_module, experiment, inputs, logbook, parallel, pictures, scoring, step
+from jdepth import checkpoint, compilation, config as config_module, dry_run, experiment, inputs, logbook, memory
+from jdepth import parallel, pictures, scoring, step
 from jdepth.checkpoint import Checkpoints
 from jdepth.data.evaluation import auxiliary_evaluation_batches, evaluation_batches
 from jdepth.data.pipeline import joint_batches
 from jdepth.data.streams import JointBatches
 from jdepth.errors import UserError
+from jdepth.kept_taps import KeptTaps
 
 Config = Mapping[str, Any]
 # Consecutive steps with a constant prediction after which a run is given up (a dead ReLU).
@@ -50,22 +53,6 @@ def train(config: Config) -> dict[str, Any]:
     auxiliary_stream = inputs.auxiliary_stream(config)
     classes = auxiliary_stream.classes if auxiliary_stream else ()
     evaluation = Evaluation.open(config)
-
-    # ---- Model, tasks, state ---------------------------------------------------------------------
-    model = experiment.build_model(config)
-    todo = experiment.build_tasks(config, model, classes)
-    scales, settings = experiment.scales(config), experiment.optimizer_settings(config)
-    ratio = config["backbone"]["lr_ratio"] if config["backbone"]["train"] == "full" else None
-    optimizers = step.build_optimizers(todo, scales, settings, ratio)
-    going_on = bool(checkpoint.steps(workdir, "last"))
-    start = experiment.initial_params({**config, "init_from": ""} if going_on else config, model, todo)
-    for line in start.report:
-        print(line)
-    everywhere, shared = parallel.replicated(mesh), parallel.split(mesh)
-    trained, frozen = parallel.put((start.trained, start.frozen), everywhere)
-    state = step.init_state(trained, todo, optimizers, scales)
-    state = parallel.put(state, everywhere)
-
     sampling = {
         "batch_depth": config["batch"]["depth"],
         "batch_auxiliary": config["batch"]["auxiliary"] or None,
@@ -73,6 +60,37 @@ def train(config: Config) -> dict[str, Any]:
     }
     # Images too small for a crop, and depth in other units, show in a batch: told before anything is written.
     print(_depth_range(JointBatches(depth_stream, auxiliary_stream, **sampling), config["depth_range"]))
+    experiment.check_weights(config)
+
+    # ---- Model, tasks, state ---------------------------------------------------------------------
+    model = experiment.build_model(config)
+    todo = experiment.build_tasks(config, model, classes)
+    scales, settings = experiment.scales(config), experiment.optimizer_settings(config)
+    ratio = config["backbone"]["lr_ratio"] if config["backbone"]["train"] == "full" else None
+    optimizers = step.build_optimizers(todo, scales, settings, ratio)
+    everywhere, shared = parallel.replicated(mesh), parallel.split(mesh)
+    ahead = config["look_ahead"]
+    joint_step = jax.jit(
+        step.build(model, todo, optimizers, scales, settings, ahead),
+        donate_argnums=0,
+        in_shardings=(everywhere, everywhere, shared),
+        out_shardings=everywhere,
+    )
+    # What does not fit the device is told before it is compiled, and compiled while weights and first data are read.
+    abstract = dry_run.abstract_arguments(config, model, todo, optimizers, classes)
+    traced = joint_step.trace(*abstract)
+    memory.check_step(config, traced, len(jax.tree.leaves(abstract[0])), mesh.size)
+    compiled = compilation.compile_aside(traced)
+    going_on = bool(checkpoint.steps(workdir, "last"))
+    start = experiment.initial_params(
+        {**config, "init_from": ""} if going_on else config, model, todo,
+        place=lambda tree: jax.tree.map(lambda _: everywhere, tree),
+    )  # fmt: skip
+    for line in start.report:
+        print(line)
+    frozen = start.frozen
+    begin = jax.jit(partial(step.init_state, tasks=todo, optimizers=optimizers, scales=scales), out_shardings=everywhere)
+    state = begin(start.trained)
 
     with contextlib.ExitStack() as closing:
         # ---- Workdir, restore --------------------------------------------------------------------
@@ -102,19 +120,14 @@ def train(config: Config) -> dict[str, Any]:
         print(_summary(config, mesh, model, state, frozen))
 
         # ---- Loop ------------------------------------------------------------------------------------
-        ahead = config["look_ahead"]
-        joint_step = jax.jit(
-            step.build(model, todo, optimizers, scales, settings, ahead),
-            donate_argnums=0,
-            in_shardings=(everywhere, everywhere, shared),
-            out_shardings=everywhere,
-        )
         batches = joint_batches(
             depth_stream, auxiliary_stream, **sampling, start=clock["consumed"], workers=config["data"]["workers"],
             bad_share=config["data"]["bad_share"], tell=book.bad_item,
         )  # fmt: skip
         closing.callback(batches.close)
         watch = logbook.Stopwatch(first, config["steps"], sum(batch_sizes.values()))
+        joint_step = compiled.result()
+        memory.check_compiled_step(config, joint_step, mesh.size)
         recent, dead = [], DeadHead(round(config["loss"]["silog_warmup_fraction"] * config["steps"]))
         for number in range(first + ahead, config["steps"] + 1, ahead):
             began = time.perf_counter()
@@ -182,6 +195,7 @@ class Evaluation(NamedTuple):
     config: Config
     depth: Any
     auxiliary: Any
+    kept: KeptTaps
     forwards: dict
 
     @classmethod
@@ -189,7 +203,9 @@ class Evaluation(NamedTuple):
         """Open the sets that the config names."""
         split = config["data"]["auxiliary"]["eval_split"]
         auxiliary = inputs.auxiliary_stream(config, split) if split else None
-        return cls(config, inputs.depth_source(config, config["evaluate"]["split"]), auxiliary, {})
+        frozen = config["backbone"]["train"] == "frozen"
+        kept = KeptTaps(config["evaluate"]["cache_gib"] if frozen else 0.0)
+        return cls(config, inputs.depth_source(config, config["evaluate"]["split"]), auxiliary, kept, {})
 
     def describe(self) -> str:
         """The protocol in words."""
@@ -202,10 +218,12 @@ class Evaluation(NamedTuple):
 
     def _forward(self, model, flip: bool):
         if flip not in self.forwards:
-            low, high = inputs.protocol(self.config).prediction_range
-            high = min(high, self.config["depth_range"]["max"])
-            self.forwards[flip] = scoring.depth_forward(model, low, high, flip)
+            self.forwards[flip] = scoring.depth_forward(model, *self._range(), flip)
         return self.forwards[flip]
+
+    def _range(self) -> tuple[float, float]:
+        low, high = inputs.protocol(self.config).prediction_range
+        return low, min(high, self.config["depth_range"]["max"])
 
     def _size(self, mesh) -> int:
         # Rounded up so that the devices share every batch evenly.
@@ -215,12 +233,16 @@ class Evaluation(NamedTuple):
         """Scores while training: no mirror image, a fixed subset where the set is large."""
         place = lambda x: parallel.put(x, parallel.split(mesh))  # noqa: E731
         limit = self.config["evaluate"]["during_limit"]
-        scores = scoring.score_depth(
-            self._forward(model, False), params, self._batches(limit, self._size(mesh)), place
-        )
+        forward, kept = self._forward(model, False), None
+        if self.config["backbone"]["train"] == "frozen":
+            if "in two" not in self.forwards:
+                self.forwards["in two"] = scoring.depth_forward_in_two(model, *self._range())
+            forward, kept = self.forwards["in two"], self.kept
+        scores = scoring.score_depth(forward, params, self._batches(limit, self._size(mesh)), place, kept=kept)
         if self.auxiliary is not None and len(todo) > 1:
             if "auxiliary" not in self.forwards:
-                self.forwards["auxiliary"] = scoring.AuxiliaryScorer(model, todo[1], self.auxiliary.classes)
+                scorer = scoring.AuxiliaryScorer(model, todo[1], self.auxiliary.classes, place, self.kept)
+                self.forwards["auxiliary"] = scorer
             batches = auxiliary_evaluation_batches(self.auxiliary, self._size(mesh), limit)
             auxiliary = self.forwards["auxiliary"].score(params, batches)
             scores |= {"auxiliary_loss" if k == "loss" else k: v for k, v in auxiliary.items()}

@@ -1,6 +1,7 @@
 """Backbone files: every released size, Hugging Face's names, and files that do not match."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import jax
