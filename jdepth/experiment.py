@@ -4,7 +4,7 @@ Training, evaluation, prediction and the dry run all build from here, so that th
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +17,6 @@ from jdepth.models import attention, depth_model
 from jdepth.models.depth_model import DepthModel
 
 Config = Mapping[str, Any]
-# Tree of abstract arrays -> tree of shardings.
-Place = Callable[[Any], Any]
 
 
 def fold(seed: int, *names: str) -> int:
@@ -102,11 +100,13 @@ def check_weights(config: Config) -> None:
         )
 
 
-def initial_params(config: Config, model: DepthModel, todo: list[tasks.Task], place: Place | None = None) -> Parameters:
+def initial_params(
+    config: Config, model: DepthModel, todo: list[tasks.Task], where: dict[str, Any] | None = None
+) -> Parameters:
     """Fresh or loaded parameters as the config says, each straight on the devices that hold it.
 
     Args:
-      place: (tree of abstract parameters) -> tree of shardings; None puts all on the default device.
+      where: shardings, a tree like `abstract_params`; None puts all on the first device.
 
     A backbone's file is read array by array: neither the host nor a device ever holds more of it than one array
     beside its share. Raises UserError for weights that do not fit.
@@ -114,7 +114,9 @@ def initial_params(config: Config, model: DepthModel, todo: list[tasks.Task], pl
     check_weights(config)
     frozen = config["backbone"]["train"] == "frozen"
     path, name = config["backbone"]["weights"], config["backbone"]["name"]
-    where = (place or _on_one_device)(abstract_params(config, model, todo))
+    if where is None:
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        where = jax.tree.map(lambda _: device, abstract_params(config, model, todo))
     report, fingerprint, loaded = [], "", {}
     if path:
         dtype = model.backbone.dtype if frozen else None
@@ -129,11 +131,6 @@ def initial_params(config: Config, model: DepthModel, todo: list[tasks.Task], pl
     if frozen:
         return Parameters(everything, {"backbone": everything.pop("backbone")}, fingerprint, tuple(report))
     return Parameters(everything, {}, "", tuple(report))
-
-
-def _on_one_device(tree: Any) -> Any:
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(lambda _: device, tree)
 
 
 def _draw(config: Config, model: DepthModel, todo: list[tasks.Task], where: dict[str, Any]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def check_step(
     Raises UserError, naming the keys to change, where that is certainly more than is free. Nothing is compiled.
     """
     whole = peak_memory.peak_of(traced.jaxpr.jaxpr, donated)
-    arguments = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(traced.in_avals))
+    arguments = sum(x.size * x.dtype.itemsize for x in traced.jaxpr.in_avals)
     needed = (held or arguments) + (whole - arguments) / devices
     _refuse_step(config, needed, needed / ESTIMATE_ERROR, devices, "is estimated to need")
     return needed / 2**30

@@ -92,7 +92,7 @@ def score_depth(
     forward: Callable,
     params: Params,
     batches: Iterable[Mapping[str, np.ndarray]],
-    place: Callable = jnp.asarray,
+    place: Callable = jax.device_put,
     total_images: int = 0,
     align: tuple[float, float] | None = None,
     kept: KeptTaps | None = None,
@@ -163,7 +163,7 @@ class AuxiliaryScorer:
         model: DepthModel,
         task: Task,
         classes: tuple[int, ...],
-        place: Callable = jnp.asarray,
+        place: Callable = jax.device_put,
         kept: KeptTaps | None = None,
     ):
         """`place` puts a batch on the devices, `kept` holds taps of a frozen backbone."""

@@ -82,10 +82,8 @@ def train(config: Config) -> dict[str, Any]:
     memory.check_step(config, traced, len(jax.tree.leaves(abstract[0])), mesh.size)
     compiled = compilation.compile_aside(traced)
     going_on = bool(checkpoint.steps(workdir, "last"))
-    start = experiment.initial_params(
-        {**config, "init_from": ""} if going_on else config, model, todo,
-        place=lambda tree: jax.tree.map(lambda _: everywhere, tree),
-    )  # fmt: skip
+    where = jax.tree.map(lambda _: everywhere, {**abstract[0].params, **abstract[1]})
+    start = experiment.initial_params({**config, "init_from": ""} if going_on else config, model, todo, where)
     for line in start.report:
         print(line)
     frozen = start.frozen
