@@ -62,7 +62,11 @@ class DepthModel:
             return self.backbone.lazy_init(keys[0], images, final_norm=True)["params"]
 
         drawn = {"backbone": draw()} if backbone else {}
-        taps = jax.eval_shape(self.features, jax.eval_shape(draw), images)
+        # As `features` gives them, without tracing the backbone again: decoder and heads need nothing but shapes.
+        config, array = self.backbone.config, jax.ShapeDtypeStruct
+        h, w = (-(-side // config.patch) for side in image_size)
+        tap = array((1, h, w, config.width), jnp.float32), array((1, config.width), jnp.float32)
+        taps = (tap,) * len(config.taps)
         features = taps
         if self.decoder is not None:
             drawn["decoder"] = self.decoder.lazy_init(keys[1], taps)["params"]
