@@ -31,7 +31,7 @@ AT_LEAST = {
     "data.depth.fraction_seed": 0, "data.depth.limit": 0, "data.auxiliary.limit": 0, "data.depth.rooms": 0,
     "data.auxiliary.rooms": 0, "loss.silog": 0, "loss.gradient": 0, "loss.silog_group": 1, "optimizer.clip": 0,
     "optimizer.rate": 0, "optimizer.weight_decay": 0, "backbone.lr_ratio": 0, "gamma": 0, "beta": 0,
-    "depth_range.min": 0, "data.depth.augmentation.rotate_degrees": 0, "data.depth.augmentation.max_depth": 0,
+    "evaluate.cache_gib": 0, "depth_range.min": 0, "data.depth.augmentation.rotate_degrees": 0, "data.depth.augmentation.max_depth": 0,
     "data.auxiliary.augmentation.crop_attempts": 1, "data.auxiliary.augmentation.brightness": 0,
     "data.auxiliary.augmentation.hue": 0,
 }  # fmt: skip
@@ -69,6 +69,7 @@ KINDS = {float: "a number", int: "a whole number", bool: "True or False", str: "
 # A run may go on with other values of these; everything else is fixed by its first start.
 FREE_TO_CHANGE = (
     "workdir", "log", "data.workers", "data.bad_share", "data_dir", "evaluate.pictures", "evaluate.batch",
+    "evaluate.cache_gib",
     # Files that only the first start reads; a frozen backbone is recognised by its fingerprint.
     "init_from", "backbone.weights",
 )  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jdepth import experiment, flops, inputs, population
+from jdepth import experiment, flops, inputs, peak_memory, population
 from jdepth.data import sources
 from jdepth.errors import UserError
 from jdepth.models import depth_model
@@ -33,6 +33,12 @@ def abstract_step(config: Config):
     classes = {task: inputs.class_counts(config, task) for task in population.tasks(config)}
     runs = population.Runs(config, model, classes.get)
     ratio = config["backbone"]["lr_ratio"] if config["backbone"]["train"] == "full" else None
+    joint = runs.build(ratio, config["look_ahead"], accumulate=config["accumulate"])
+    return model, joint, *abstract_arguments(config, model, runs, ratio, classes)
+
+
+def abstract_arguments(config: Config, model, runs: population.Runs, ratio: float | None, classes: Mapping):
+    """(training state, frozen parameters, batch) of the joint step, as shapes. `classes`: class counts by task."""
     trained, frozen = [], {}
     for member, todo in zip(runs.members, runs.tasks, strict=True):
         trained.append(experiment.abstract_params(member.config, model, todo))
@@ -40,15 +46,15 @@ def abstract_step(config: Config):
             backbone = trained[-1].pop("backbone")
             frozen = {"backbone": jax.eval_shape(lambda t: depth_model.cast_frozen(t, model.backbone.dtype), backbone)}
     state = jax.eval_shape(lambda p: runs.init_state(p, ratio), trained)
-    ahead = config["look_ahead"]
-    joint = runs.build(ratio, ahead, accumulate=config["accumulate"])
-    batch = abstract_batch(config, classes)
+    ahead, batch = config["look_ahead"], abstract_batch(config, classes)
     if ahead > 1:
         batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0], ahead, *x.shape[1:]), x.dtype), batch)
-    return model, joint, state, frozen, batch
+    return state, frozen, batch
 
 
-def abstract_batch(config: Config, classes: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+def abstract_batch(
+    config: Config, classes: Mapping[str, tuple[int, ...]]
+) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
     """Shapes of one joint batch with the targets of every task in `classes` (class counts of the data sets)."""
     array = jax.ShapeDtypeStruct
     crop = config["data"]["depth"]["augmentation"]["crop"]
@@ -90,7 +96,7 @@ def figures(config: Config) -> dict[str, str]:
     images = min(_evaluation_images(config), config["evaluate"]["during_limit"])
     times = config["steps"] // config["evaluate"]["every"]
     share = forward * images * times / (per_step * config["steps"])
-    peak = flops.peak_bytes(joint, state, frozen, batch)
+    peak = peak_memory.peak_bytes(joint, state, frozen, batch)
     return {
         "backbone": f"{config['backbone']['name']}, {config['backbone']['train']}",
         "frozen parameters": f"{count(frozen):,} ({count(frozen) / 1e9:.2f} billion)",

@@ -80,8 +80,9 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
     out = Path(values.out or _default_out(values))
     if (values.out and not out.parent.is_dir()) or out.is_dir():
         raise UserError(f"--out: {out}: expected a file in an existing folder")
-    from jdepth import predictor
+    from jdepth import compilation, predictor
 
+    compilation.keep_programs()
     path = values.workdir or values.checkpoint
     model = predictor.load(path, backbone=values.backbone, model=values.model, kind=values.kind)
     if values.workdir and model.config is None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jdepth import optim, step, tasks
+from jdepth import optim, parallel, step, tasks
 from jdepth.errors import UserError
 from jdepth.models import attention, depth_model
 from jdepth.models.depth_model import DepthModel
@@ -28,7 +28,7 @@ def fold(seed: int, *names: str) -> int:
 def build_model(config: Config, platform: str | None = None) -> DepthModel:
     """Backbone, decoder and depth head; resolves and logs the attention kernel."""
     dtype = jnp.dtype(config["precision"])
-    if dtype == jnp.float64:
+    if _double(config):
         # A switch of the whole process, thrown before the run's first array is made.
         jax.config.update("jax_enable_x64", True)
     kernel = attention.choose(config["backbone"]["attention"], dtype, platform)
@@ -88,40 +88,73 @@ class Parameters(NamedTuple):
     report: tuple[str, ...]
 
 
-def initial_params(
-    config: Config, model: DepthModel, todo: list[tasks.Task], shared: Parameters | None = None
-) -> Parameters:
-    """Fresh or loaded parameters as the config says. Raises UserError for weights that do not fit.
+def check_weights(config: Config) -> None:
+    """Raise UserError for backbone weights that are missing or do not fit; reads names and shapes only."""
+    from jdepth import weights
 
-    `shared`: the start of another run on the same frozen backbone, which is not read again.
-    """
-    frozen = config["backbone"]["train"] == "frozen"
     path, name = config["backbone"]["weights"], config["backbone"]["name"]
-    if frozen and not path:
+    if path:
+        with weights.opened(path, parts=("backbone",), backbone=name):
+            return
+    if config["backbone"]["train"] == "frozen":
         raise UserError(
             f"config.backbone.weights: a frozen {name} needs its weights: give the official "
             f"{name}_pretrain.pth or a converted file, or set config.backbone.train=full"
         )
+
+
+def initial_params(
+    config: Config,
+    model: DepthModel,
+    todo: list[tasks.Task],
+    where: dict[str, Any] | None = None,
+    shared: Parameters | None = None,
+) -> Parameters:
+    """Fresh or loaded parameters as the config says, each straight on the devices that hold it.
+
+    Args:
+      where: shardings, a tree like `abstract_params`; None puts all on the first device.
+      shared: the start of another run on the same frozen backbone, which is not read again.
+
+    A backbone's file is read array by array: neither the host nor a device ever holds more of it than one array
+    beside its share. Raises UserError for weights that do not fit.
+    """
+    check_weights(config)
+    frozen = config["backbone"]["train"] == "frozen"
+    path, name = config["backbone"]["weights"], config["backbone"]["name"]
+    if where is None:
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        where = jax.tree.map(lambda _: device, abstract_params(config, model, todo))
     report, fingerprint, loaded = [], "", {}
     if shared is not None:
         loaded["backbone"], fingerprint = shared.frozen["backbone"], shared.fingerprint
     elif path:
-        # Before anything is drawn: a file that does not fit is told at once.
-        loaded["backbone"], fingerprint = _load_backbone(path, name)
+        dtype = model.backbone.dtype if frozen else None
+        loaded["backbone"], fingerprint = _load_backbone(path, name, dtype, where["backbone"])
         report.append(f"backbone: {name} from {path}")
-    everything = fresh_params(config, model, todo, backbone=not path) | loaded
+    drawn = _draw(config, model, todo, {k: v for k, v in where.items() if k not in loaded})
+    everything = drawn | loaded
     if config["init_from"]:
         everything, lines = _warm_start(config["init_from"], everything, frozen)
+        everything = jax.tree.map(parallel.put, everything, where)
         report += lines
-    if jnp.dtype(config["precision"]) == jnp.float64:
-        everything = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), everything)
-    backbone = everything["backbone"]
+    if _double(config):
+        everything = jax.tree.map(lambda x: x.astype(jnp.float64), everything)
     if frozen:
-        del everything["backbone"]
-        return Parameters(
-            everything, {"backbone": depth_model.cast_frozen(backbone, model.backbone.dtype)}, fingerprint, tuple(report)
-        )
+        return Parameters(everything, {"backbone": everything.pop("backbone")}, fingerprint, tuple(report))
     return Parameters(everything, {}, "", tuple(report))
+
+
+def _draw(config: Config, model: DepthModel, todo: list[tasks.Task], where: dict[str, Any]) -> dict[str, Any]:
+    """`fresh_params` of the parts in `where`, as one program: compiled one by one, its hundreds of little operations
+    took longer than the whole (measured on a CPU, 37 s against 10 s)."""
+    # Nothing is gained by optimising what runs once; other compilers do not know the option.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+
+    def parts():
+        return fresh_params(config, model, todo, backbone="backbone" in where)
+
+    return jax.jit(parts, out_shardings=where, compiler_options=options)()
 
 
 def fresh_params(
@@ -133,7 +166,13 @@ def fresh_params(
     for task in todo:
         if task.head not in everything:
             everything[task.head] = task.init(jax.random.key(fold(seed, "init", task.head)))
+    if _double(config):
+        everything = jax.tree.map(lambda x: x.astype(jnp.float64), everything)
     return dict(everything)
+
+
+def _double(config: Config) -> bool:
+    return jnp.dtype(config["precision"]) == jnp.float64
 
 
 def abstract_params(config: Config, model: DepthModel, todo: list[tasks.Task]) -> dict[str, Any]:
@@ -141,11 +180,20 @@ def abstract_params(config: Config, model: DepthModel, todo: list[tasks.Task]) -
     return jax.eval_shape(lambda: fresh_params(config, model, todo))
 
 
-def _load_backbone(path: str, name: str) -> tuple[Any, str]:
+def _load_backbone(path: str, name: str, dtype, where: Any) -> tuple[Any, str]:
+    """(backbone in `dtype`, as `cast_frozen` makes it, or float32 for None; its fingerprint)."""
     from jdepth import weights
 
-    loaded = weights.load(path, parts=("backbone",), backbone=name)
-    return loaded.params["backbone"], weights.fingerprint(loaded.params["backbone"])
+    placed, fingerprint = {}, weights.Fingerprint()
+    shardings = weights.flatten(where)
+    with weights.opened(path, parts=("backbone",), backbone=name) as (flat, _):
+        for key in sorted(key for key in flat if key.startswith("backbone/")):
+            own = key.removeprefix("backbone/")
+            array = flat[key]()
+            fingerprint.add(own, array)
+            kind = depth_model.frozen_dtype(own.split("/"), dtype)
+            placed[own] = parallel.put(array if kind is None else array.astype(kind, copy=False), shardings[own])
+    return weights.unflatten(placed), fingerprint.text()
 
 
 def _warm_start(path: str, target: dict[str, Any], frozen: bool) -> tuple[dict[str, Any], list[str]]:

@@ -1,4 +1,4 @@
-"""FLOPs and bytes of a function, counted from its jaxpr without running or compiling it.
+"""FLOPs of a function, counted from its jaxpr without running or compiling it.
 
 A multiply-add counts as 2. Only matrix products and convolutions are counted: they are what an
 accelerator is bought for, and everything else is bound by memory.
@@ -10,7 +10,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.extend import core
+
+from jdepth.peak_memory import inner_jaxprs
 
 
 def count(function: Callable, *abstract: Any) -> float:
@@ -34,7 +35,7 @@ def _equation_flops(equation) -> float:
         return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[d] for d in contract)
     if name == "conv_general_dilated":
         return _convolution_flops(equation)
-    inner = [_jaxpr_flops(j) for j in _inner_jaxprs(equation)]
+    inner = [_jaxpr_flops(j) for j in inner_jaxprs(equation)]
     if name == "cond":
         return max(inner, default=0.0)
     if name == "scan":
@@ -55,59 +56,3 @@ def _convolution_flops(equation) -> float:
         pairs *= np.sum((place >= 0) & (place % between == 0) & (place < source[i] * between))
     batch, features = (out[d] for d in numbers.out_spec[:2])
     return 2.0 * int(pairs) * batch * features * kernel[numbers.rhs_spec[1]]
-
-
-def _inner_jaxprs(equation):
-    for value in equation.params.values():
-        for item in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(item, core.ClosedJaxpr):
-                yield item.jaxpr
-            elif isinstance(item, core.Jaxpr):
-                yield item
-
-
-def peak_bytes(function: Callable, *abstract: Any) -> int:
-    """Largest number of bytes alive at once, arguments included, if the equations ran in order.
-
-    Element-wise results that are used once are taken as fused into their user. An estimate: the
-    compiler reorders and reuses more.
-    """
-    closed = jax.make_jaxpr(function)(*abstract)
-    arguments = sum(_bytes(v) for v in closed.jaxpr.invars) + sum(_bytes(v) for v in closed.jaxpr.constvars)
-    return arguments + _peak(closed.jaxpr)
-
-
-def _bytes(variable) -> int:
-    aval = variable.aval
-    return math.prod(getattr(aval, "shape", ())) * getattr(getattr(aval, "dtype", None), "itemsize", 0)
-
-
-# Results of these exist in memory; those of other primitives are fused into their users.
-_STORED = {"dot_general", "conv_general_dilated", "gather", "scatter-add", "reduce_sum", "reduce_max", "concatenate"}
-
-
-def _peak(jaxpr) -> int:
-    last_use = {}
-    for index, equation in enumerate(jaxpr.eqns):
-        for variable in equation.invars:
-            if isinstance(variable, core.Var):
-                last_use[variable] = index
-    for variable in jaxpr.outvars:
-        if isinstance(variable, core.Var):
-            last_use[variable] = len(jaxpr.eqns)
-    uses = {}
-    for equation in jaxpr.eqns:
-        for variable in equation.invars:
-            if isinstance(variable, core.Var):
-                uses[variable] = uses.get(variable, 0) + 1
-    alive, peak, ends = 0, 0, {}
-    for index, equation in enumerate(jaxpr.eqns):
-        inner = max((_peak(j) for j in _inner_jaxprs(equation)), default=0)
-        stored = equation.primitive.name in _STORED or bool(inner)
-        for variable in equation.outvars:
-            if stored or uses.get(variable, 0) > 1:
-                alive += _bytes(variable)
-                ends.setdefault(last_use.get(variable, index), []).append(_bytes(variable))
-        peak = max(peak, alive + inner)
-        alive -= sum(ends.pop(index, []))
-    return peak

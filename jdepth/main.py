@@ -56,8 +56,9 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
 
         dry_run.show(config)
         return 0
-    from jdepth import multihost, train
+    from jdepth import compilation, multihost, train
 
+    compilation.keep_programs()
     with multihost.joined(values.multihost, values.start_timeout, values.lost_timeout):
         try:
             train.train(config)

@@ -1,15 +1,20 @@
 """How much memory is free for a program, so that one that needs more is told before it starts."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 
+from jdepth import peak_memory
 from jdepth.errors import UserError
 
 MEMINFO = Path("/proc/meminfo")
 GROUP = Path("/sys/fs/cgroup")
 # Per pixel of a result: the map on the device and here, and what is made of it to be written and looked at.
 HOST_BYTES = 40
+# An estimate may be so many times too high; a run that might fit is not refused.
+ESTIMATE_ERROR = 1.15
 
 
 def check(program: jax.stages.Compiled, rows: int, size: tuple[int, int], name: str) -> None:
@@ -21,6 +26,52 @@ def check(program: jax.stages.Compiled, rows: int, size: tuple[int, int], name: 
             f"{rows} × {size[0]}x{size[1]} pixels need {needed / 2**30:.1f} GiB in {name}, and {left / 2**30:.1f} GiB "
             "are free; take a smaller --batch, a smaller image or a smaller model"
         )
+
+
+def check_step(
+    config: Mapping[str, Any], traced: jax.stages.Traced, donated: int, devices: int, held: int = 0
+) -> float:
+    """GiB that the traced joint step is estimated to need on each of `devices` that share its batch.
+
+    Args:
+      donated: so many of its arrays, the first ones, are overwritten.
+      held: bytes of its arguments on one device, where they are divided; 0: each device holds all of them.
+
+    Raises UserError, naming the keys to change, where that is certainly more than is free. Nothing is compiled.
+    """
+    whole = peak_memory.peak_of(traced.jaxpr.jaxpr, donated)
+    arguments = sum(x.size * x.dtype.itemsize for x in traced.jaxpr.in_avals)
+    needed = (held or arguments) + (whole - arguments) / devices
+    _refuse_step(config, needed, needed / ESTIMATE_ERROR, devices, "is estimated to need")
+    return needed / 2**30
+
+
+def check_compiled_step(config: Mapping[str, Any], program: jax.stages.Compiled, devices: int) -> None:
+    """Raise the same where the compiled joint step needs more, beside its arguments, than is free by now."""
+    found = program.memory_analysis()
+    if found is not None:  # not every device's compiler tells
+        needed = found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+        _refuse_step(config, needed, needed, devices, "needs, beside parameters and optimizer states,")
+
+
+def _refuse_step(config: Mapping[str, Any], needed: float, least: float, devices: int, verb: str) -> None:
+    left = free()
+    on_host = jax.local_devices()[0].platform == "cpu"
+    shares = len(jax.local_devices()) if on_host else 1  # these have the host's memory in common
+    if left is None or least * shares <= left:
+        return
+    smaller = [f"config.batch.depth={config['batch']['depth']}"]
+    if config["alpha"] < 1 or config["beta"] is not None:
+        smaller.append(f"config.batch.auxiliary={config['batch']['auxiliary']}")
+    if config["look_ahead"] > 1:
+        smaller.append(f"config.look_ahead={config['look_ahead']}")
+    smaller.append(f"config.decoder.channels={config['decoder']['channels']}")
+    half = ", set config.precision=bfloat16" if config["precision"] == "float32" else ""
+    raise UserError(
+        f"too little device memory: the joint step {verb} {needed / 2**30:.1f} GiB on each of {devices} devices, and "
+        f"{left / shares / 2**30:.1f} GiB are free there; lower {', '.join(smaller)}{half}, take a smaller "
+        f"config.backbone.name than {config['backbone']['name']}, or more devices"
+    )
 
 
 def free() -> int | None:

@@ -105,6 +105,14 @@ def placement(mesh: Mesh, tree: Any) -> Any:
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs(mesh, tree))
 
 
+def held_bytes(tree: Any, sharding: Any) -> int:
+    """Bytes of (abstract) arrays on one device, placed by one sharding or a tree of them."""
+    if isinstance(sharding, NamedSharding):
+        sharding = jax.tree.map(lambda _: sharding, tree)
+    sizes = jax.tree.map(lambda x, s: math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize, tree, sharding)
+    return sum(jax.tree.leaves(sizes))
+
+
 def _shared_axis(shape: tuple[int, ...], count: int) -> int | None:
     if count == 1 or math.prod(shape) < SMALLEST_SHARED:
         return None

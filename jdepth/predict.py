@@ -106,8 +106,9 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
     names = dict(zip(found, output_names(found), strict=True))
     check_out(Path(values.out), found)
 
-    from jdepth import predictor
+    from jdepth import compilation, predictor
 
+    compilation.keep_programs()
     model = predictor.load(values.checkpoint, backbone=values.backbone, model=values.model, kind=values.kind)
     if values.points and model.max_depth is None:
         raise UserError(f"--points: {model.name} predicts relative disparity, from which no points in space follow")

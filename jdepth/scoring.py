@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdepth import colour, memory, metrics
+from jdepth.kept_taps import KeptTaps
 from jdepth.models import heads, resize
 from jdepth.models.depth_model import DepthModel
 from jdepth.tasks import Task
@@ -49,6 +50,22 @@ def depth_forward(
     return jax.jit(forward, static_argnums=2)
 
 
+def depth_forward_in_two(model: DepthModel, min_depth: float, max_depth: float) -> tuple[Callable, Callable]:
+    """`depth_forward` without mirror image for a frozen backbone, cut where its features may be kept:
+
+    (params, images) -> taps, and (params, taps, size) -> depth.
+    """
+
+    def taps(params, images):
+        return model.features(params["backbone"], colour.normalise(images))
+
+    def depth(params, taps, size):
+        depth = model.depth(params["depth_head"], model.decode(params["decoder"], taps))
+        return resize.bilinear(jnp.clip(depth, min_depth, max_depth)[..., None], size, False)[..., 0]
+
+    return jax.jit(taps), jax.jit(depth, static_argnums=2)
+
+
 def programs(forward: Callable, name: str) -> Callable[..., jax.stages.Compiled]:
     """(params, images (B, H, W, 3), size) -> `forward` of `depth_forward`, compiled for just that and `size` built in.
 
@@ -75,10 +92,11 @@ def score_depth(
     forward: Callable,
     params: Params,
     batches: Iterable[Mapping[str, np.ndarray]],
-    place: Callable = jnp.asarray,
+    place: Callable = jax.device_put,
     fetch: Callable = jax.device_get,
     total_images: int = 0,
     align: tuple[float, float] | None = None,
+    kept: KeptTaps | None = None,
 ) -> dict[str, float]:
     """Mean of the per-image depth errors over all images of `batches`.
 
@@ -89,11 +107,18 @@ def score_depth(
       place: puts host arrays on the devices.
       fetch: brings arrays back to the host.
       total_images: for the progress line that is printed every ten seconds; 0 prints none.
+      kept: where `forward` is the pair of `depth_forward_in_two`: holds the taps.
       align: (lowest, highest) metres, where `forward` gives disparity, to be fitted to each image's depth first.
     """
     total, began, told, done = metrics.DepthSum.zero(), time.perf_counter(), time.perf_counter(), 0
     for batch in batches:
-        depth = forward(params, place(batch["image"]), batch["depth"].shape[1:])
+        size = batch["depth"].shape[1:]
+        if kept is None:
+            depth = forward(params, place(batch["image"]), size)
+        else:
+            key = ("depth", batch["image"].shape, batch["index"].tobytes())
+            taps = kept.taps(key, lambda images=batch["image"]: forward[0](params, place(images)), place, fetch)
+            depth = forward[1](params, taps, size)
         target, mask = place(batch["depth"]), place(batch["mask"])
         if align:
             depth = _align(depth, target, mask, *align)
@@ -135,22 +160,39 @@ class AuxiliaryScorer:
     accuracy for single-label; per member of a mixture, averaged over members.
     """
 
-    def __init__(self, model: DepthModel, task: Task, classes: tuple[int, ...], place: Callable = jnp.asarray):
-        self._task, self._classes, self._place = task, classes, place
+    def __init__(
+        self,
+        model: DepthModel,
+        task: Task,
+        classes: tuple[int, ...],
+        place: Callable = jax.device_put,
+        fetch: Callable = jax.device_get,
+        kept: KeptTaps | None = None,
+    ):
+        """`place` puts a batch on the devices, `fetch` brings results back, `kept` holds taps of a frozen backbone."""
+        self._task, self._classes, self._kept = task, classes, kept or KeptTaps(0)
+        self._place, self._fetch = place, fetch
 
-        def outputs(params, batch):
+        def taps(params, batch):
+            return model.features(params["backbone"], task.prepare(batch)["images"])
+
+        def outputs(params, batch, taps):
             inputs = task.prepare(batch)
-            features = model.decode(params["decoder"], model.features(params["backbone"], inputs["images"]))
-            head = params[task.head]
-            loss, _ = task.loss(head, features, inputs, jnp.zeros((), jnp.int32))
+            head, features = params[task.head], model.decode(params["decoder"], taps)
+
+            def loss(features, inputs):  # of one sample: those that only fill a batch up must not count
+                one = jax.tree.map(lambda x: x[None], (features, inputs))
+                return task.loss(head, *one, jnp.zeros((), jnp.int32))[0]
+
+            losses = jax.vmap(loss)(features, {k: v for k, v in inputs.items() if k != "images"})
             prediction = task.predict(head, features, inputs)
             if task.name == "segmentation":
                 prediction = self._pixel_classes(prediction, inputs)
             elif task.name == "reconstruction":
                 prediction = jnp.zeros(())
-            return loss, prediction
+            return losses, prediction
 
-        self._outputs = jax.jit(outputs)
+        self._taps, self._outputs = jax.jit(taps), jax.jit(outputs)
 
     def _pixel_classes(self, logits, inputs):
         mask = heads.class_mask(self._classes, inputs["dataset_id"])
@@ -163,16 +205,19 @@ class AuxiliaryScorer:
         losses, sizes = [], []
         states = [self._zero(count) for count in self._classes]
         for filled in batches:
-            real = filled["weight"] > 0
-            batch = {k: v[real] for k, v in filled.items() if k not in ("weight", "index")}
-            loss, prediction = self._outputs(params, {k: self._place(v) for k, v in batch.items()})
-            losses.append(float(loss))
-            sizes.append(self._units(batch))
-            prediction = np.asarray(prediction)
+            own = filled["weight"] > 0
+            given = self._place({k: v for k, v in filled.items() if k not in ("weight", "index")})
+            key = ("auxiliary", filled["dataset_id"].tobytes(), filled["index"].tobytes())
+            taps = self._kept.taps(key, lambda given=given: self._taps(params, given), self._place, self._fetch)
+            found, prediction = self._fetch(self._outputs(params, given, taps))
+            batch = {k: v[own] for k, v in filled.items() if k not in ("weight", "index")}
+            losses += found[own].tolist()
+            sizes += self._units(batch).tolist()
+            prediction = prediction[own] if prediction.ndim else prediction
             for member in np.unique(batch["dataset_id"]):
-                own = batch["dataset_id"] == member
-                rows = {k: v[own] for k, v in batch.items()}
-                states[member] = self._add(states[member], prediction, own, rows, self._classes[member])
+                rows = batch["dataset_id"] == member
+                values = {k: v[rows] for k, v in batch.items()}
+                states[member] = self._add(states[member], prediction, rows, values, self._classes[member])
         scores = {"loss": float(np.average(losses, weights=sizes)) if sum(sizes) else float("nan")}
         computed = [state.compute() for state in states if state is not None]
         for key in computed[0] if computed else ():
@@ -180,13 +225,13 @@ class AuxiliaryScorer:
             scores[key] = float(np.mean(values)) if values else float("nan")
         return scores
 
-    def _units(self, batch) -> float:
-        """What the task's loss is a mean over, so that the score does not depend on the batch size."""
+    def _units(self, batch) -> np.ndarray:
+        """(B,) of what the task's loss of a sample is a mean over: pooled over all samples, as in a batch."""
         return {
-            "segmentation": lambda: (batch["label"] != 255).sum(),
-            "single_label": lambda: (batch["class_id"] >= 0).sum(),
-            "reconstruction": lambda: batch["valid_size"].prod(axis=1, dtype=np.int64).sum(),
-        }.get(self._task.name, lambda: len(batch["image"]))()
+            "segmentation": lambda: (batch["label"] != 255).sum((1, 2)),
+            "single_label": lambda: batch["class_id"] >= 0,
+            "reconstruction": lambda: batch["valid_size"].prod(axis=1, dtype=np.int64),
+        }.get(self._task.name, lambda: np.ones(len(batch["image"])))()
 
     def _zero(self, count: int):
         return {

@@ -1,9 +1,13 @@
 """Fixtures shared by the tests: double precision, and real sample data where it is at hand."""
 
+import os
 from pathlib import Path
 
 import jax
 import pytest
+
+# Tests and the processes that they start leave the user's compiled programs alone.
+os.environ["JDEPTH_COMPILATION_CACHE"] = "off"
 
 pytest_plugins = ("tiny_run", "folder_set")
 SAMPLES = Path(__file__).resolve().parents[2] / "shared" / "data"

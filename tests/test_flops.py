@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jdepth import config, dry_run, flops, optim, step, tasks
+from jdepth import config, dry_run, flops, optim, peak_memory, step, tasks
 from jdepth.models import depth_model
 from jdepth.models.vit import ViTConfig
 
@@ -147,7 +147,7 @@ def test_the_count_of_a_whole_step_agrees_with_xla(compiled):
 
 def _memory_ratio(program, function, given) -> float:
     memory = program.memory_analysis()
-    ratio = flops.peak_bytes(function, *given) / (memory.argument_size_in_bytes + memory.temp_size_in_bytes)
+    ratio = peak_memory.peak_bytes(function, *given) / (memory.argument_size_in_bytes + memory.temp_size_in_bytes)
     print(f"estimated / compiled memory = {ratio:.2f}")
     return ratio
 

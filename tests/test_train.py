@@ -19,7 +19,7 @@ import pytest
 from tiny_config import PICO, PICO_SIZE, ROOT, plain
 from tiny_run import save_backbone
 
-from jdepth import checkpoint, command_line, evaluate, experiment, logbook, train, weights
+from jdepth import checkpoint, command_line, evaluate, experiment, logbook, record, train, weights
 from jdepth.errors import UserError
 from jdepth.models import vit
 from jdepth.step import TrainState
@@ -367,7 +367,7 @@ def test_a_frozen_backbone_needs_weights(pico, tmp_path):
 
 
 def test_a_dead_depth_head_stops_the_run():
-    dead = train.DeadHead(warmup_steps=10)
+    dead = record.DeadHead(warmup_steps=10)
     dead.check([1.0] * 50, 50)  # the first ten are warm-up
     dead.check([1.0] * 5 + [0.5] + [1.0] * 4, 60)  # one step alive starts the count again
     dead.check([1.0] * 45, 105)
@@ -378,10 +378,10 @@ def test_a_dead_depth_head_stops_the_run():
 @pytest.mark.parametrize("name", ["depth/loss", "mldc/loss", "depth/gradient_norm"])
 def test_rows_that_are_not_finite_are_refused(name):
     row = {"depth/loss": 1.0, "mldc/loss": 1.0, "depth/gradient_norm": 1.0, "depth/at_min_depth": 0.0}
-    assert train._mean_rows([row, row | {name: 3.0}])["mean"][name] == 2.0
+    assert record._mean_rows([row, row | {name: 3.0}])["mean"][name] == 2.0
     for value in (np.nan, np.inf):
         with pytest.raises(UserError, match=f"{name} is not finite"):
-            train._mean_rows([row, row | {name: value}, row])
+            record._mean_rows([row, row | {name: value}, row])
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import jax
@@ -61,7 +62,11 @@ class DepthModel:
             return self.backbone.lazy_init(keys[0], images, final_norm=True)["params"]
 
         drawn = {"backbone": draw()} if backbone else {}
-        taps = jax.eval_shape(self.features, jax.eval_shape(draw), images)
+        # As `features` gives them, without tracing the backbone again: decoder and heads need nothing but shapes.
+        config, array = self.backbone.config, jax.ShapeDtypeStruct
+        h, w = (-(-side // config.patch) for side in image_size)
+        tap = array((1, h, w, config.width), jnp.float32), array((1, config.width), jnp.float32)
+        taps = (tap,) * len(config.taps)
         features = taps
         if self.decoder is not None:
             drawn["decoder"] = self.decoder.lazy_init(keys[1], taps)["params"]
@@ -138,13 +143,21 @@ def _config(backbone: str | ViTConfig) -> ViTConfig:
     return backbone
 
 
+# Computed with in the backbone's precision; norms, LayerScale, tokens and position table stay as they are.
+MATRICES = frozenset({"qkv", "proj", "fc1", "fc2", "w12", "w3", "patch_embed"})
+
+
+def frozen_dtype(names: Iterable[str], dtype):
+    """Type in which a frozen backbone's parameter, named from the root to the leaf, is held; None: as it is."""
+    return dtype if MATRICES.intersection(names) else None
+
+
 def cast_frozen(backbone_params, dtype):
     """A frozen backbone for computing in `dtype`: matrices and their biases (qkv, proj, fc1, fc2,
     w12, w3, patch_embed) cast to it; norms, LayerScale, tokens and position table left as they are.
     """
-    matrices = {"qkv", "proj", "fc1", "fc2", "w12", "w3", "patch_embed"}
 
     def cast(path, leaf):
-        return jnp.asarray(leaf, dtype if any(part.key in matrices for part in path) else None)
+        return jnp.asarray(leaf, frozen_dtype((part.key for part in path), dtype))
 
     return jax.tree_util.tree_map_with_path(cast, backbone_params)

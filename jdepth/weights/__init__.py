@@ -7,7 +7,10 @@ names onto our tree: `dinov2.py` (backbones), `dinov2_dpt.py` and `dinov2_linear
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from jdepth.errors import UserError
 from jdepth.weights import (
@@ -23,10 +26,12 @@ from jdepth.weights import (
 from jdepth.weights.catalogue import MODELS, Model, Weights, WeightsInfo, find_model
 from jdepth.weights.faults import blame
 from jdepth.weights.file_tensor import FileTensor
-from jdepth.weights.tree import fingerprint, flatten, unflatten
+from jdepth.weights.mapping import Readers
+from jdepth.weights.tree import Fingerprint, fingerprint, flatten, unflatten
 from jdepth.weights.warm_start import merge
 
 __all__ = [
+    "Fingerprint",
     "MODELS",
     "Model",
     "Weights",
@@ -38,6 +43,7 @@ __all__ = [
     "flatten",
     "load",
     "merge",
+    "opened",
     "save",
     "unflatten",
 ]
@@ -65,22 +71,39 @@ def load(
     "decoder", "depth_head") and `backbone` (its name): what the caller needs the file to be.
     Raises UserError with the file's name for everything that does not fit.
     """
+    with opened(path, model, parts, backbone) as (flat, info):
+        return Weights(unflatten({name: read() for name, read in flat.items()}), info)
+
+
+@contextmanager
+def opened(
+    path: str | Path,
+    model: str | None = None,
+    parts: Collection[str] = (),
+    backbone: str | None = None,
+) -> Iterator[tuple[Readers, WeightsInfo]]:
+    """(flat tree, what it is) as `load` gives them, but name -> a function that reads one array, inside the block.
+
+    Everything that `load` checks is checked by then, and of most files nothing but the names has been read.
+    """
     file = _locate(Path(path))
     if model is not None:
         find_model(model)
     with _opened(file) as (tensors, metadata):
         if converted.METADATA in metadata:
-            weights = converted.load(tensors, metadata, file)
-            if model not in (None, weights.info.model):
-                raise UserError(f"{file}: holds {weights.info.model}, not {model}")
+            flat, info = converted.load(tensors, metadata, file)
+            if model not in (None, info.model):
+                raise UserError(f"{file}: holds {info.model}, not {model}")
         else:
-            weights = _load_foreign(tensors, file, model, parts)
-    absent = [part for part in parts if part not in weights.params]
-    if absent:
-        raise UserError(f"{file}: holds {weights.info.model} ({_contents(weights)}), expected {' and '.join(absent)}")
-    if backbone not in (None, weights.info.backbone):
-        raise UserError(f"{file}: belongs to the backbone {weights.info.backbone}, expected {backbone}")
-    return weights
+            flat, info = _load_foreign(tensors, file, model, parts)
+        held = list(dict.fromkeys(name.split("/")[0] for name in flat))
+        absent = [part for part in parts if part not in held]
+        if absent:
+            contents = " and ".join(part.replace("_", " ") for part in held)
+            raise UserError(f"{file}: holds {info.model} ({contents}), expected {' and '.join(absent)}")
+        if backbone not in (None, info.backbone):
+            raise UserError(f"{file}: belongs to the backbone {info.backbone}, expected {backbone}")
+        yield flat, info
 
 
 def family(path: str | Path) -> str:
@@ -99,10 +122,6 @@ def check_belongs(head: WeightsInfo, backbone: WeightsInfo, source: str | Path, 
     found = backbone.model if backbone.model.startswith("depth_anything") else backbone.backbone
     if found != head.backbone:
         raise UserError(f"{path}: holds {found}, but {source} was trained on {head.backbone}; give that")
-
-
-def _contents(weights: Weights) -> str:
-    return " and ".join(part.replace("_", " ") for part in weights.params)
 
 
 def _locate(path: Path) -> Path:
@@ -134,12 +153,14 @@ def _opened(file: Path) -> Iterator[tuple[Mapping[str, FileTensor], Mapping[str,
             yield tensors, {}
 
 
-def _load_foreign(tensors: Mapping[str, FileTensor], file: Path, model: str | None, parts: Collection[str]) -> Weights:
+def _load_foreign(
+    tensors: Mapping[str, FileTensor], file: Path, model: str | None, parts: Collection[str]
+) -> tuple[Readers, WeightsInfo]:
     if depth_anything.recognise(tensors) and list(parts) == ["backbone"] and model is None:
-        flat, info = depth_anything.load_encoder(tensors, file)
-        return Weights(unflatten(flat), info)
+        return depth_anything.load_encoder(tensors, file)
     flat, info = FAMILIES[_recognised(tensors, file)].load(tensors, file, model)
-    return Weights(unflatten(flat), info)
+    # Small heads, and models that are seldom loaded for their backbone alone, come as arrays.
+    return {name: value if callable(value) else partial(np.asarray, value) for name, value in flat.items()}, info
 
 
 def _recognised(tensors: Mapping[str, FileTensor], file: Path) -> str:

@@ -5,6 +5,7 @@ import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,10 @@ from safetensors.numpy import save_file
 
 from jdepth.errors import UserError
 from jdepth.weights import depth_anything, dinov2, dinov2_dpt, dinov2_linear, mapping
-from jdepth.weights.catalogue import MODELS, SIZES, Model, Weights, WeightsInfo
+from jdepth.weights.catalogue import MODELS, SIZES, Model, WeightsInfo
 from jdepth.weights.faults import Fault, blame, shown
 from jdepth.weights.file_tensor import FLOATS, FileTensor
-from jdepth.weights.tree import flatten, unflatten
+from jdepth.weights.tree import flatten
 
 METADATA = "jdepth"  # key in the file's metadata
 FORMAT = 1
@@ -66,14 +67,20 @@ def _flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def load(tensors: Mapping[str, FileTensor], metadata: Mapping[str, str], path: Path) -> Weights:
-    """Weights of an opened converted file; `metadata` has the key METADATA."""
+def load(
+    tensors: Mapping[str, FileTensor], metadata: Mapping[str, str], path: Path
+) -> tuple[mapping.Readers, WeightsInfo]:
+    """Flat tree of an opened converted file, still to be read; `metadata` has the key METADATA."""
     info = read_info(metadata[METADATA], path)
     _check({name: tensor.shape for name, tensor in tensors.items()}, info, path)
     for name, tensor in tensors.items():
         if tensor.dtype not in FLOATS:
             raise UserError(f"{path}: {name} holds {tensor.dtype}, expected floating-point numbers")
-    return Weights(unflatten({name: t.read().astype(np.float32, copy=False) for name, t in tensors.items()}), info)
+    return {name: partial(_read, tensor) for name, tensor in tensors.items()}, info
+
+
+def _read(tensor: FileTensor) -> np.ndarray:
+    return tensor.read().astype(np.float32, copy=False)
 
 
 def _check(found: dict[str, tuple[int, ...]], info: WeightsInfo, path: Path) -> None:

@@ -20,7 +20,7 @@ from jdepth.weights.catalogue import DEPTH_ANYTHING_DECODERS, DINOV2_SIZES, MODE
 from jdepth.weights.faults import shown
 from jdepth.weights.file_tensor import FileTensor
 from jdepth.weights.identify import check_official_name, choose, neighbour_config, official_name
-from jdepth.weights.mapping import Entry, layer, take
+from jdepth.weights.mapping import Entry, Readers, layer, readers, take
 
 # Official fragment -> Hugging Face's. Its fusion layers count from the deepest, as ours do.
 _RENAMED = (
@@ -140,15 +140,15 @@ def load(tensors: Mapping[str, FileTensor], path: Path, model: str | None) -> tu
     return flat, info
 
 
-def load_encoder(tensors: Mapping[str, FileTensor], path: Path) -> tuple[dict[str, np.ndarray], WeightsInfo]:
-    """The encoder alone, as a backbone for training: version and task, which only decoder and head differ in,
-    need not be known. Decoder and head may be incomplete, since they are not read."""
+def load_encoder(tensors: Mapping[str, FileTensor], path: Path) -> tuple[Readers, WeightsInfo]:
+    """The encoder alone, still to be read, as a backbone for training: version and task, which only decoder and
+    head differ in, need not be known. Decoder and head may be incomplete, since they are not read."""
     naming = recognise(tensors)
     backbone = _backbone(tensors, naming, path)
     check_official_name(path, _candidates(backbone))
     entries = full_plan(backbone, naming)
     kept = [e if e.target and e.target.startswith("backbone/") else replace(e, target=None) for e in entries]
-    flat = take(tensors, kept, path, f"Depth Anything on {backbone} ({naming} names)")
+    flat = readers(tensors, kept, path, f"Depth Anything on {backbone} ({naming} names)")
     name = official_name(path)
     licence = MODELS[name].licence if name in MODELS else "that of its Depth Anything model"
     return flat, WeightsInfo("dinov2", name or "depth_anything", backbone, None, None, None, path.name, licence)

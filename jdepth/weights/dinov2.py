@@ -11,13 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from jdepth.errors import UserError
 from jdepth.weights.catalogue import DINOV2_SIZES, MODELS, Size, WeightsInfo
 from jdepth.weights.file_tensor import FileTensor
 from jdepth.weights.identify import check_official_name, neighbour_config
-from jdepth.weights.mapping import Entry, layer, take
+from jdepth.weights.mapping import Entry, Readers, layer, readers
 
 PATCH = 14
 PREFIXES = ("", "dinov2.", "dinov2_with_registers.", "backbone.")
@@ -96,8 +94,8 @@ def recognise(names: Mapping[str, object]) -> tuple[str, str] | None:
     return None
 
 
-def load(tensors: Mapping[str, FileTensor], path: Path, model: str | None) -> tuple[dict[str, np.ndarray], WeightsInfo]:
-    """Our flat tree (below "backbone/") and what it is.
+def load(tensors: Mapping[str, FileTensor], path: Path, model: str | None) -> tuple[Readers, WeightsInfo]:
+    """Our flat tree (below "backbone/"), still to be read, and what it is.
 
     Raises UserError for another architecture or size than `model` or the file's name says, and for
     missing, unexpected or wrongly shaped tensors.
@@ -116,9 +114,9 @@ def load(tensors: Mapping[str, FileTensor], path: Path, model: str | None) -> tu
     if naming == "hugging_face":
         _check_config(neighbour_config(path), backbone, path)
     entries = [rename(entry) for entry in plan(DINOV2_SIZES[backbone])]
-    flat = take(found, entries, path, f"{backbone} ({naming.replace('_', ' ')} names)")
+    flat = readers(found, entries, path, f"{backbone} ({naming.replace('_', ' ')} names)")
     info = WeightsInfo("dinov2", backbone, backbone, None, None, None, path.name, MODELS[backbone].licence)
-    return {f"backbone/{name}": array for name, array in flat.items()}, info
+    return {f"backbone/{name}": read for name, read in flat.items()}, info
 
 
 def _backbone(found: Mapping[str, FileTensor], path: Path, rename: Callable[[Entry], Entry]) -> str:

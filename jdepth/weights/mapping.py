@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from jdepth.errors import UserError
 from jdepth.weights.faults import listed, shown
 from jdepth.weights.file_tensor import FLOATS, FileTensor
 
+# Names of our tree -> what reads each array.
+Readers = dict[str, Callable[[], np.ndarray]]
 # PyTorch's layout -> ours (channels last, inputs before outputs). All are views.
 LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "same": lambda x: x,
@@ -82,22 +85,27 @@ def check(
         raise UserError(f"{path}: its tensors do not match {what}; {'; '.join(problems)}")
 
 
-def take(tensors: Mapping[str, FileTensor], plan: list[Entry], path: str | Path, what: str) -> dict[str, np.ndarray]:
-    """Our flat tree (name -> float32 array) of a file's tensors. Nothing is read before all names,
-    shapes and number types have been checked against the plan."""
+def readers(tensors: Mapping[str, FileTensor], plan: list[Entry], path: str | Path, what: str) -> Readers:
+    """Our flat tree of a file's tensors, name -> a function that reads the float32 array. All names, shapes and
+    number types are checked against the plan here; nothing is read."""
     expected = {source: entry.shape for entry in plan for source in entry.sources}
     unused = frozenset(source for entry in plan if entry.target is None for source in entry.sources)
     check({name: tensor.shape for name, tensor in tensors.items()}, expected, path, what, unused)
     for name, tensor in tensors.items():
         if tensor.dtype not in FLOATS:
             raise UserError(f"{path}: {shown(name)} holds {tensor.dtype}, expected floating-point numbers")
-    flat = {}
-    for entry in plan:
-        if entry.target is not None:
-            parts = [tensors[source].read() for source in entry.sources]
-            joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
-            flat[entry.target] = np.ascontiguousarray(LAYOUTS[entry.layout](joined), np.float32)
-    return flat
+
+    def read(entry: Entry) -> np.ndarray:
+        parts = [tensors[source].read() for source in entry.sources]
+        joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return np.ascontiguousarray(LAYOUTS[entry.layout](joined), np.float32)
+
+    return {entry.target: partial(read, entry) for entry in plan if entry.target is not None}
+
+
+def take(tensors: Mapping[str, FileTensor], plan: list[Entry], path: str | Path, what: str) -> dict[str, np.ndarray]:
+    """Our flat tree (name -> float32 array) of a file's tensors; see `readers`."""
+    return {name: read() for name, read in readers(tensors, plan, path, what).items()}
 
 
 def give(flat: Mapping[str, np.ndarray], plan: list[Entry]) -> dict[str, np.ndarray]:

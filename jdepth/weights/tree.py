@@ -33,15 +33,29 @@ def unflatten(flat: Mapping[str, object]) -> dict:
     return tree
 
 
+class Fingerprint:
+    """`fingerprint`, array by array, which must come in the order of their names."""
+
+    def __init__(self):
+        self._digest = hashlib.sha256()
+
+    def add(self, name: str, array: np.ndarray) -> None:
+        """Take in the array of one name ("a/b")."""
+        self._digest.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
+        self._digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+
+    def text(self) -> str:
+        """64 hex digits."""
+        return self._digest.hexdigest()
+
+
 def fingerprint(tree: Mapping) -> str:
     """SHA-256 (64 hex digits) over the sorted names, number types, shapes and bytes of a tree of arrays.
 
     Independent of the tree's order and of the arrays' memory layout; a checkpoint stores its
     backbone's, so that it is never restored beside another one.
     """
-    digest = hashlib.sha256()
+    result = Fingerprint()
     for name, value in sorted(flatten(tree).items()):
-        array = np.asarray(value)
-        digest.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
-    return digest.hexdigest()
+        result.add(name, np.asarray(value))
+    return result.text()

@@ -1,0 +1,43 @@
+"""A step that does not fit the device is refused before it is compiled."""
+
+import jax
+import pytest
+from tiny_config import plain
+
+from jdepth import compilation, memory, train
+from jdepth.errors import UserError
+
+
+def test_too_little_device_memory_is_told_before_compiling(quick, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "free", lambda: 2**20)
+    monkeypatch.setattr(compilation, "compile_aside", lambda traced: pytest.fail("it was compiled"))
+    with pytest.raises(UserError) as caught:
+        train.train(plain(tmp_path / "run"))
+    line = str(caught.value)
+    for part in ("too little device memory", "config.batch.depth=2", "config.batch.auxiliary=2", "0.0 GiB are free",
+                 "config.decoder.channels=8", "config.precision=bfloat16", "config.backbone.name"):  # fmt: skip
+        assert part in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def traced():
+    """1 GiB of argument, and as much again."""
+    x = jax.ShapeDtypeStruct((16384, 16384), "float32")
+    return jax.jit(lambda x: x @ x).trace(x)
+
+
+@pytest.mark.parametrize("free, fits", [(1.5, False), (1.8, True), (3.0, True)])
+def test_only_what_certainly_does_not_fit_is_refused(free, fits, traced, monkeypatch):
+    monkeypatch.setattr(memory, "free", lambda: int(free * 2**30))
+    if fits:
+        assert memory.check_step(plain("x"), traced, 0, 1) == 2.0
+    else:
+        with pytest.raises(UserError, match="estimated to need 2.0 GiB on each of 1 devices, and 1.5 GiB are free"):
+            memory.check_step(plain("x"), traced, 0, 1)
+
+
+def test_devices_share_what_is_not_held(traced, monkeypatch):
+    monkeypatch.setattr(memory, "free", lambda: None)
+    assert memory.check_step(plain("x"), traced, 0, 4) == 1.25
+    assert memory.check_step(plain("x"), traced, 0, 4, held=2**28) == 0.5
