@@ -302,12 +302,12 @@ def summary(results: Results, cases: list[Case]) -> str:
         elif "failed" in row:
             lines.append([str(case), row["failed"].split(":")[0], *[""] * 9])
         else:
-            versus = _times_pytorch(rows, case)
             lines.append(
                 [
                     str(case), shown(row["seconds"], 4, 1e3), shown(row["images_per_second"]),
-                    shown(row["flops"], 4, 1e-12), shown(row["official_flops"], 4, 1e-12),
-                    shown(row["utilisation"], 3, 100), shown(row.get("times_as_fast")), versus, shown(row["hours_of_the_recipe"]),
+                    *(shown(row[key], 4, 1e-12) for key in ("flops", "official_flops")),
+                    shown(row["utilisation"], 3, 100), shown(row.get("times_as_fast")), _times_pytorch(rows, case),
+                    shown(row["hours_of_the_recipe"]),
                     *(shown(row[key], 3, 2**-30) for key in ("program_bytes", "peak_bytes_of_the_process")),
                 ]
             )  # fmt: skip
