@@ -87,8 +87,8 @@ def train(config: Config) -> dict[str, Any]:
     for line in start.report:
         print(line)
     frozen = start.frozen
-    begin = jax.jit(partial(step.init_state, tasks=todo, optimizers=optimizers, scales=scales), out_shardings=everywhere)
-    state = begin(start.trained)
+    begin = partial(step.init_state, tasks=todo, optimizers=optimizers, scales=scales)
+    state = jax.jit(begin, out_shardings=everywhere)(start.trained)
 
     with contextlib.ExitStack() as closing:
         # ---- Workdir, restore --------------------------------------------------------------------
