@@ -6,6 +6,7 @@ from collections import Counter
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 _BYTES = {"f64": 8, "s64": 8, "u64": 8, "c64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
 _OPERATION = re.compile(r"= (\(?[^=]*?\)?) (" + "|".join(KINDS) + r")(-start)?\(")
+_COMMENT = re.compile(r"/\*.*?\*/")  # long tuples are numbered
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 
 
@@ -16,7 +17,7 @@ def traffic(text: str) -> dict[str, int]:
     results are the second half.
     """
     found: Counter[str] = Counter()
-    for shapes, kind, start in _OPERATION.findall(text):
+    for shapes, kind, start in _OPERATION.findall(_COMMENT.sub("", text)):
         arrays = _ARRAY.findall(shapes)
         if start and kind != "all-reduce":
             arrays = arrays[len(arrays) // 2 :]

@@ -27,7 +27,9 @@ class KeptTaps:
         self._kept: dict[Hashable, Taps] = {}
         self._measured = self._told = False
 
-    def taps(self, key: Hashable, compute: Callable[[], Taps], place: Callable, fetch: Callable = jax.device_get) -> Taps:
+    def taps(
+        self, key: Hashable, compute: Callable[[], Taps], place: Callable, fetch: Callable = jax.device_get
+    ) -> Taps:
         """Taps of the batch named `key`: those kept, or what `compute` gives.
 
         Args:

@@ -14,7 +14,7 @@ from jdepth.parallel import make_mesh, replicated
 MIB = 2**20
 
 
-def counted(budget, batches, capsys=None):
+def counted(budget, batches):
     """How often each batch of 1 MiB was computed in two evaluations, within `budget` MiB."""
     kept, calls = KeptTaps(budget / 1024), []
     for _ in range(2):
@@ -106,6 +106,7 @@ def test_a_frozen_backbone_is_read_straight_to_its_devices(precision, quick, tmp
         assert one.dtype == other.dtype and one.sharding == place
         np.testing.assert_array_equal(one, other)
     drawn = experiment.fresh_params(config, model, todo)
+    # One program rounds products otherwise than operations one by one.
+    near = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)  # noqa: E731
     for name in start.trained:
-        # One program rounds products otherwise than operations one by one.
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), start.trained[name], drawn[name])
+        jax.tree.map(near, start.trained[name], drawn[name])

@@ -14,21 +14,14 @@ from jdepth import communication, parallel
 from jdepth.errors import UserError
 
 
-KINDS = (
-    "frozen", "full", "frozen, shared parameters", "full, shared parameters", "a batch of 4, two steps ahead",
-    "in parts, on four",
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def sharded():
-    """What `sharded_steps` found, by kind of run."""
+def _sharded(*kinds) -> dict:
+    """What `sharded_steps` finds, by kind of run."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
     }
     done = subprocess.run(
-        [sys.executable, "tests/sharded_steps.py"], cwd=ROOT, env=environment, capture_output=True, text=True
+        [sys.executable, "tests/sharded_steps.py", *kinds], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout.splitlines()[-1])
@@ -36,13 +29,27 @@ def sharded():
     return result
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_twenty_steps_on_eight_devices_equal_those_on_one_in_double_precision(sharded, kind):
-    found = sharded[kind]
+def _assert_equal(found) -> None:
     print(found)
     assert found["bits"] == 64 and found["arrays"] > 100
     assert 0 < found["clipped"] < 20
     assert max(found["params"], found["optimizers"]) <= 1e-10
+
+
+@pytest.fixture(scope="module")
+def sharded():
+    return _sharded("frozen", "frozen, shared parameters")
+
+
+@pytest.mark.parametrize("kind", ["frozen", "frozen, shared parameters"])
+def test_twenty_steps_on_eight_devices_equal_those_on_one_in_double_precision(sharded, kind):
+    _assert_equal(sharded[kind])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["full", "full, shared parameters", "a batch of 4, two steps ahead", "in parts, on four"])
+def test_every_way_to_divide_the_work_equals_one_device(kind):
+    _assert_equal(_sharded(kind)[kind])
 
 
 def test_only_gradients_cross_devices(sharded):
@@ -80,7 +87,7 @@ def test_devices_that_a_batch_cannot_employ_share_the_steps_ahead(monkeypatch):
 
 def test_traffic_is_read_from_a_programs_text():
     text = """
-      %a = (f32[3,3]{1,0}, f32[]) all-reduce(%x, %y), replica_groups={}
+      %a = (f32[3,3]{1,0}, /*index=1*/f32[]) all-reduce(%x, %y), replica_groups={}
       %b = bf16[8,4]{1,0} all-gather(%z), dimensions={0}
       %c = (f32[2]{0}, f32[16]{0}) all-gather-start(%q), dimensions={0}
       %d = f32[16]{0} all-gather-done(%c)

@@ -275,7 +275,7 @@ def same(one, other):
         np.testing.assert_allclose(b, a, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("look_ahead, mapped", [(2, False), (4, True), (5, False)])
+@pytest.mark.parametrize("look_ahead, mapped", [(2, False), (4, True), (10, False)])
 @pytest.mark.parametrize("alpha", [0.9, 1.0, 0.0])
 def test_looking_ahead_changes_nothing(alpha, look_ahead, mapped):
     """Frozen backbone: one pass for k steps, then k pairs of updates, equal to k single steps."""

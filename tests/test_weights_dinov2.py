@@ -132,7 +132,7 @@ def test_hugging_face_names_give_the_same_tree(small, small_file, tmp_path, pref
 
 
 def test_swiglu_and_registers_under_hugging_face_names(tmp_path, monkeypatch):
-    monkeypatch.setattr(dinov2, "take", lambda tensors, plan, path, what: mapping.check(
+    monkeypatch.setattr(dinov2, "readers", lambda tensors, plan, path, what: mapping.check(
         {key: tensor.shape for key, tensor in tensors.items()},
         {source: entry.shape for entry in plan for source in entry.sources}, path, what) or {})  # fmt: skip
     file = write_zip(tmp_path / "model.bin", hugging_face(empty_tensors(backbone_shapes("g", registers=True))))
