@@ -1,7 +1,7 @@
 """How a joint step scales over devices: python benchmarks/scaling.py [--size g] [--batch 4] [--ahead 8]
 
-Weak: --batch + --batch images on every device, k = 1. Strong: one global batch for all devices, the smallest multiple
-of --batch that they can share, with --ahead steps looked ahead. Both on 1, 2, 4, ... of this process's devices, in
+Weak: --batch + --batch images on every device, k = 1. Strong: --batch + --batch images for all devices, with --ahead
+steps looked ahead, which devices that are too many for the batch share out. Both on 1, 2, 4, ... of this process's devices, in
 rounds that meet all numbers of devices alike; efficiency is against one device. On a CPU, which the devices only share,
 it is a check that the programs run:
 
@@ -9,6 +9,7 @@ it is a check that the programs run:
 """
 
 import argparse
+import math
 import statistics
 from pathlib import Path
 
@@ -53,8 +54,9 @@ def run(given: argparse.Namespace) -> None:
     """Measure weak and strong scaling, write and print them."""
     devices = jax.local_devices()
     counts, results = numbers(len(devices)), Results("scaling", measure.device(), given.results)
-    # Every number of devices must share it evenly.
-    whole = next(b for b in range(given.batch, 10**9, given.batch) if all(b % n == 0 for n in counts))
+    # Every number of devices must share batch and steps evenly.
+    fits = lambda b: all(given.ahead % (n // math.gcd(n, b)) == 0 for n in counts)  # noqa: E731
+    whole = next(b for b in range(given.batch, 10**9, given.batch) if fits(b))
     for kind in ("weak", "strong"):
         cases = {
             n: case_of(given, given.batch * n, 1) if kind == "weak" else case_of(given, whole, given.ahead)
