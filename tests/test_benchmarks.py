@@ -40,7 +40,7 @@ def start(script, *arguments, code=0, **variables):
 # ---- The command line -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("script", ["train_step", "scaling", "inference"])
+@pytest.mark.parametrize("script", ["train_step", "scaling", "population", "inference"])
 def test_help_on_a_bare_image(script):
     assert f"python benchmarks/{script}.py" in start(script, "--help")
 
@@ -74,6 +74,17 @@ def test_rows_are_written_and_finished_ones_skipped(tmp_path):
     assert json.loads(file.read_text())[one]["rounds"] != rows[one]["rounds"]
     out = start("train_step", "--cases", one, two, FUSED.replace("1+1", "3+3"), "--results", tmp_path, "--minutes", 0)
     assert "no time left for tiny 3+3" in out and "not measured" in out
+
+
+@pytest.mark.slow
+def test_a_population_is_compared_with_its_single_runs(tmp_path):
+    case = "tiny 1+1 alphas=2 at 28x42 k=2"
+    out = start("population", "--cases", case, *FAST, "--results", tmp_path)
+    row = json.loads((tmp_path / "population-cpu.json").read_text())[case]
+    assert case in out and row["members"] == 2 and row["ratio"] > 0
+    # The backbone is little of a tiny step, and saved once.
+    assert 1 < row["predicted_ratio"] < 2
+    assert "expected" in start("population", "--cases", "tiny 1+1 alphas at 28x42", code=2)
 
 
 def test_a_trace_is_written(tmp_path):
