@@ -92,10 +92,9 @@ def figures(config: Config) -> dict[str, str]:
     count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))  # noqa: E731
     size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))  # noqa: E731
     per_step = flops.count(joint, state, frozen, batch) / config["look_ahead"]
-    forward = _forward_flops(config, model) * len(population.members(config))
     images = min(_evaluation_images(config), config["evaluate"]["during_limit"])
     times = config["steps"] // config["evaluate"]["every"]
-    share = forward * images * times / (per_step * config["steps"])
+    share = _evaluation_flops(config, model, images, times) / (per_step * config["steps"])
     peak = peak_memory.peak_bytes(joint, state, frozen, batch)
     return {
         "backbone": f"{config['backbone']['name']}, {config['backbone']['train']}",
@@ -118,10 +117,19 @@ def _readable(number: float) -> str:
     return f"{number / 1e6:.2f} M"
 
 
-def _forward_flops(config: Config, model) -> float:
+def _evaluation_flops(config: Config, model, images: int, times: int) -> float:
+    """FLOPs of all evaluations while training; a frozen backbone's features are kept for as many images as fit."""
     size = config["evaluate"]["input_size"] or config["data"]["depth"]["rooms_size"] or PUBLISHED_SIZE
     image = jax.ShapeDtypeStruct((1, *(int(s) for s in size), 3), jnp.float32)
-    return flops.count(model, experiment.abstract_params(config, model, []), image)
+    params = experiment.abstract_params(config, model, [])
+    backbone = flops.count(model.features, params["backbone"], image)
+    rest = (flops.count(model, params, image) - backbone) * len(population.members(config))
+    kept = 0
+    if config["backbone"]["train"] == "frozen":
+        taps = jax.eval_shape(model.features, params["backbone"], image)
+        each = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(taps))
+        kept = min(images, int(config["evaluate"]["cache_gib"] * 2**30 / each))
+    return rest * images * times + backbone * (kept + (images - kept) * times)
 
 
 def _evaluation_images(config: Config) -> int:
