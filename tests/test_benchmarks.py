@@ -92,6 +92,7 @@ def test_a_trace_is_written(tmp_path):
     assert list((tmp_path / "traces").rglob("*.xplane.pb"))
 
 
+@pytest.mark.slow
 def test_scaling_over_two_devices(tmp_path):
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     asked = ("--size", "tiny", "--crop", "28x28", "--batch", 1, "--ahead", 2, *FAST, "--results", tmp_path)
@@ -144,6 +145,7 @@ def test_classes_are_those_of_mix6():
     assert workload.MIX6_CLASSES == tuple(len(sources.raw_set(name).classes) for name in sources.MIXTURES["mix6"])
 
 
+@pytest.mark.slow
 def test_every_way_computes_the_same_step(x64):
     """To rounding in float64, in the middle of a run: two programs one after the other, the released forms, and the two
     updates on features that are there."""

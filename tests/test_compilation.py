@@ -93,6 +93,9 @@ def test_a_kept_program_computes_the_same_and_says_nothing(tmp_path):
     assert run(tmp_path / "kept")[0] == fresh
 
 
-def test_a_program_is_compiled_aside():
+def test_a_program_is_compiled_aside(capsys):
     traced = jax.jit(lambda x: x + 1).trace(jax.ShapeDtypeStruct((), "float32"))
-    assert compilation.compile_aside(traced).result()(jax.numpy.float32(1)) == 2
+    assert compilation.compile_aside(traced, "plain").result()(jax.numpy.float32(1)) == 2
+    assert not capsys.readouterr().err
+    compilation.compile_aside(traced, "cudnn").result()
+    assert "cuDNN was chosen, but the compiled step does not call it" in capsys.readouterr().err

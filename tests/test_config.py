@@ -223,7 +223,8 @@ def test_every_rule_names_a_key_of_the_recipe():
     assert [key for key in rules if key not in known] == []
     tuples = {key for key, value in known.items() if isinstance(value, tuple)}
     checked = {*config.SIZES, *config.OPTIONAL_SIZES, *config.INTERVALS, config.WEIGHTS, "data.depth.augmentation.fixed_crop"}
-    assert tuples == checked
+    # Of a population, each value is checked in its member's config.
+    assert tuples == checked | {f"population.{key}" for key in recipe.RELEASED["population"]}
 
 
 def test_what_a_run_may_change():
@@ -295,12 +296,12 @@ def test_dry_run_of_the_paper_without_data_and_weights(capsys, monkeypatch, tmp_
 
 
 def test_classes_of_a_dry_run():
-    assert inputs.class_counts(recipe.released()) == (150, 37, 34, 171, 21, 59)
-    assert inputs.class_counts(recipe.released(task="reconstruction")) == (3,) * 6
+    assert inputs.class_counts(recipe.released(), "mldc") == (150, 37, 34, 171, 21, 59)
+    assert inputs.class_counts(recipe.released(), "reconstruction") == (3,) * 6
     rooms = {"auxiliary": {"name": "rooms", "rooms": 4, "rooms_size": (16, 16), "split": "auxiliary"}}
-    assert inputs.class_counts(recipe.released(data=rooms)) == (len(Rooms.classes),)
+    assert inputs.class_counts(recipe.released(data=rooms), "mldc") == (len(Rooms.classes),)
     absent = {"auxiliary": {"name": "folder"}}
-    assert inputs.class_counts(recipe.released(data=absent)) == (inputs.ASSUMED_CLASSES,)
+    assert inputs.class_counts(recipe.released(data=absent), "mldc") == (inputs.ASSUMED_CLASSES,)
 
 
 def test_data_report_says_what_is_wrong(tmp_path):

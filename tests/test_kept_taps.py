@@ -58,8 +58,8 @@ def test_a_run_has_the_same_scores_with_and_without(precision, quick, tmp_path, 
     for gib in (0.0, 1.0):
         calls = passes.setdefault(gib, [])
 
-        def counting(self, key, compute, place, calls=calls):
-            return computed(self, key, lambda: calls.append(key) or compute(), place)
+        def counting(self, key, compute, place, fetch, calls=calls):
+            return computed(self, key, lambda: calls.append(key) or compute(), place, fetch)
 
         monkeypatch.setattr(kept_taps.KeptTaps, "taps", counting)
         train.train(plain(tmp_path / str(gib), **changes, **{"evaluate.cache_gib": gib}))

@@ -108,21 +108,23 @@ def test_duration(seconds, text):
 def test_progress_line():
     values = {"depth/loss": 0.51234, "depth/silog": 9.0, "mldc/loss": 0.25, "rate": 1e-4}
     lap = {"steps_per_second": 2.5, "images_per_second": 20.0, "waiting_for_data": 0.03, "seconds_left": 3723}
-    line = logbook.progress_line(20, 900, values, lap)
+    line = logbook.progress_line(20, 900, [values], lap)
     assert line == (
         "step 20/900  depth 0.5123  mldc 0.2500  rate 1.00e-04  |  2.50 steps/s  20.0 images/s  "
         "waiting for data 3%  ETA 1:02:03"
     )
+    line = logbook.progress_line(20, 900, [values, {"depth/loss": 0.25, "rate": 1e-4}], lap)
+    assert line.startswith("step 20/900  depth 0.2500-0.5123  mldc 0.2500  rate")
 
 
 def test_curves(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("")
-    logbook.draw_curves(tmp_path)
+    logbook.draw_curves(tmp_path, {"": tmp_path})
     assert not (tmp_path / "curves.png").exists(), "nothing to draw yet"
     rows = [{"step": s, "depth/loss": 1 / s, "rate": 0.1} for s in range(1, 80)]
     rows += [{"step": 40, "evaluation/AbsRel": 0.3}, {"step": 79, "evaluation/AbsRel": 0.2}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    logbook.draw_curves(tmp_path)
+    logbook.draw_curves(tmp_path, {"": tmp_path})
     with Image.open(tmp_path / "curves.png") as drawn:
         assert drawn.size == (880, 330), "one panel for the loss, one for the score"
 

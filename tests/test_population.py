@@ -84,6 +84,7 @@ def assert_own_run(member, alone):
     assert found["last"]["AbsRel"] == pytest.approx(wanted["last"]["AbsRel"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_columns_of_a_table_are_one_run(tmp_path, frozen, capsys):
     """Depth alone and every auxiliary task on the same batches; each member is its own run, and can be used as one."""
     names = ("baseline", "mldc", "segmentation", "single_label", "reconstruction")
@@ -106,7 +107,7 @@ def test_the_columns_of_a_table_are_one_run(tmp_path, frozen, capsys):
 
 
 def test_a_population_goes_on_where_it_stopped(tmp_path, frozen):
-    lists = {"population.alpha": (0.5, 1.0, 0.0), "look_ahead": 2}
+    lists = {"population.alpha": (0.5, 1.0)}
     train.train(plain(tmp_path / "whole", **frozen, **lists))
 
     def stopping(self, state, clock, save=checkpoint.Checkpoints.save):
@@ -119,7 +120,7 @@ def test_a_population_goes_on_where_it_stopped(tmp_path, frozen):
         with pytest.raises(KeyboardInterrupt):
             train.train(plain(tmp_path / "stopped", **frozen, **lists))
     train.train(plain(tmp_path / "stopped", **frozen, **lists))
-    for name in ("alpha=0.5", "alpha=1", "alpha=0"):
+    for name in ("alpha=0.5", "alpha=1"):
         whole, stopped = (tmp_path / kind / "members" / name for kind in ("whole", "stopped"))
         assert (whole / "metrics.jsonl").read_bytes() == (stopped / "metrics.jsonl").read_bytes()
         for kind in ("last", "best"):

@@ -296,6 +296,7 @@ def _save_and_stop(save):
     return stopping
 
 
+@pytest.mark.slow
 def test_looking_ahead_gives_the_run_of_single_steps(pico, tmp_path):
     """Metrics to float32's rounding, the same batches consumed, and going on from a checkpoint."""
     weights_file = save_backbone(tmp_path / "backbone.safetensors")
