@@ -100,8 +100,8 @@ def test_scaling_over_two_devices(tmp_path):
     rows = json.loads((tmp_path / "scaling-cpu.json").read_text())
     assert [row["devices"] for row in rows.values()] == [1, 2, 1, 2]
     assert all(row["efficiency"] == 1 for row in rows.values() if row["devices"] == 1)
-    assert "strong tiny 2+2 k=2 fused at 28x28 on 2 of 2" in rows and "weak tiny 1+1 k=1" in out
-    # The strong rows share one batch: each device holds less of it.
+    assert "strong tiny 1+1 k=2 fused at 28x28 on 2 of 2" in rows and "weak tiny 1+1 k=1" in out
+    # The strong rows share the images of one batch, step by step: each device holds less of them.
     strong = [row["program_bytes"] for name, row in rows.items() if name.startswith("strong")]
     assert strong[1] < strong[0]
 
