@@ -176,7 +176,9 @@ def read_any_params(workdir: Path, kind: str) -> Any:
 
 def read_clock(workdir: Path) -> dict[str, Any]:
     """The clock of the newest `last`: step, consumed batches, best score, backbone's fingerprint."""
-    found = steps(workdir, "last")
+    found, around = steps(workdir, "last"), Path(workdir).absolute().parent
+    if not found and around.name == "members":
+        return read_clock(around.parent)  # until its end a population keeps one clock for all
     if not found:
         raise UserError(f"{folder(workdir, 'last')}: no checkpoint; has the run saved one yet?")
     with _reading(folder(workdir, "last")), ocp.CheckpointManager(folder(workdir, "last")) as manager:

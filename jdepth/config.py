@@ -70,6 +70,8 @@ KINDS = {float: "a number", int: "a whole number", bool: "True or False", str: "
 FREE_TO_CHANGE = (
     "workdir", "log", "data.workers", "data.bad_share", "data_dir", "evaluate.pictures", "evaluate.batch",
     "evaluate.cache_gib",
+    # As with another number of devices, the same up to rounding.
+    "mesh", "accumulate",
     # Files that only the first start reads; a frozen backbone is recognised by its fingerprint.
     "init_from", "backbone.weights",
 )  # fmt: skip

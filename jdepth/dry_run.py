@@ -19,6 +19,8 @@ PUBLISHED_SIZE = (480, 640)
 
 def show(config: Config) -> None:
     """Print the figures of `figures` and the state of the data."""
+    inputs.check_members(config)
+    inputs.check_parts(config, 1)
     found = figures(config)
     for key, value in found.items():
         print(f"{key:<34} {value}")

@@ -19,11 +19,7 @@ ASSUMED_CLASSES = 100
 
 def check(config: Config) -> None:
     """Raise UserError naming every data set that is not there, or where the evaluation protocol does not fit."""
-    for member in population.members(config) if any(config["population"].values()) else ():
-        try:
-            config_module.check(member.config)
-        except UserError as error:
-            raise UserError(f"config.population: member {member.name}: {error}") from None
+    check_members(config)
     depth = config["data"]["depth"]["name"]
     if sources.is_mixture(depth):
         raise UserError(f"config.data.depth.name: {depth} is a mixture for the auxiliary task; name one data set")
@@ -46,6 +42,31 @@ def check(config: Config) -> None:
     # One image tells whether the protocol's crop is meant for this set, long before the first evaluation.
     item = depth_source(config, config["evaluate"]["split"])[0]
     protocols.valid_mask(chosen, protocols.prepare(chosen, item["image"], item["depth"])[1])
+
+
+def check_members(config: Config) -> None:
+    """Raise UserError for a population with a member whose config is wrong."""
+    for member in population.members(config) if any(config["population"].values()) else ():
+        try:
+            config_module.check(member.config)
+        except UserError as error:
+            raise UserError(f"config.population: member {member.name}: {error}") from None
+
+
+def check_parts(config: Config, shards: int) -> None:
+    """Raise UserError where a batch on so many shards cannot be computed in `accumulate` parts with the same result."""
+    parts = config["accumulate"]
+    if parts == 1:
+        return
+    used = ("depth", "auxiliary") if uses_auxiliary(config) else ("depth",)
+    for name, size in ((key, config["batch"][key]) for key in used):
+        group = config["loss"]["silog_group"] if name == "depth" else 1
+        if size % (parts * shards * group):
+            groups = f" in groups of {group} images (config.loss.silog_group)" * (group > 1)
+            raise UserError(
+                f"config.accumulate={parts}: config.batch.{name}={size} does not divide into {parts} parts on {shards} "
+                f"devices{groups}: use a multiple of {parts * shards * group}"
+            )
 
 
 # Sets of at most so many images are decoded completely before the first step.

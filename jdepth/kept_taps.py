@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jdepth import memory
+from jdepth import memory, multihost
 
 Taps = Any  # four of (patches (B, h, w, D), class token (B, D)), in the type in which they left the backbone
 # Of the memory that is free for it, this share is taken at most.
@@ -43,7 +43,9 @@ class KeptTaps:
         size = sum(x.nbytes for x in jax.tree.leaves(computed))
         if not self._measured and self._left:
             free = memory.free_on_host()
-            self._left = self._left if free is None else min(self._left, int(HOST_SHARE * free))
+            own = self._left if free is None else min(self._left, int(HOST_SHARE * free))
+            # All processes keep the same batches: those that are not kept are computed by all together.
+            self._left = int(multihost.gather(own >> 20).min()) << 20
             self._measured = True
         if size <= self._left:
             self._left -= size

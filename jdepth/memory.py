@@ -66,10 +66,14 @@ def _refuse_step(config: Mapping[str, Any], needed: float, least: float, devices
     if config["look_ahead"] > 1:
         smaller.append(f"config.look_ahead={config['look_ahead']}")
     smaller.append(f"config.decoder.channels={config['decoder']['channels']}")
+    members = max(map(len, config["population"].values()))
+    if members:
+        smaller.append(f"the {members} members of config.population")
+    parts = f", raise config.accumulate={config['accumulate']} or config.mesh.fsdp={config['mesh']['fsdp']}"
     half = ", set config.precision=bfloat16" if config["precision"] == "float32" else ""
     raise UserError(
         f"too little device memory: the joint step {verb} {needed / 2**30:.1f} GiB on each of {devices} devices, and "
-        f"{left / shares / 2**30:.1f} GiB are free there; lower {', '.join(smaller)}{half}, take a smaller "
+        f"{left / shares / 2**30:.1f} GiB are free there; lower {', '.join(smaller)}{parts}{half}, take a smaller "
         f"config.backbone.name than {config['backbone']['name']}, or more devices"
     )
 
@@ -102,6 +106,9 @@ def _left_in_group() -> int | None:
     """What a container or a batch job may still use (control groups, version 2)."""
     try:
         limit, used = (GROUP / name for name in ("memory.max", "memory.current"))
-        return int(limit.read_text()) - int(used.read_text())
-    except (OSError, ValueError):  # no such group, or "max": no limit
+        left = int(limit.read_text()) - int(used.read_text())
+        rows = dict(line.split() for line in (GROUP / "memory.stat").read_text().splitlines())
+        # Files that were read count as used until the memory is needed.
+        return left + int(rows["inactive_file"]) + int(rows["active_file"])
+    except (OSError, ValueError, KeyError):  # no such group, or "max": no limit
         return None

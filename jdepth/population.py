@@ -44,16 +44,18 @@ def members(config: Config) -> list[Member]:
         raise UserError(f"config.population: member i takes the i-th value of each list, so give equally many: {lengths}")
     if config["backbone"]["train"] != "frozen":
         raise UserError("config.population: needs config.backbone.train=frozen; members share one pass of the backbone")
-    found = []
+    found: list[Member] = []
     for row in zip(*lists.values(), strict=True):
         values = dict(zip(lists, row, strict=True))
-        name = ",".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in values.items())
+        name = ",".join(f"{k}={v:.12g}" if isinstance(v, float) else f"{k}={v}" for k, v in values.items())
         own = {**config, "population": dict.fromkeys(config["population"], ())}
-        own["workdir"] = str(Path(config["workdir"]) / "members" / name)
         for key, value in values.items():
             own |= _changes(key, value)
-        if name in {member.name for member in found}:
-            raise UserError(f"config.population: two members are {name}; give each value once")
+        _check_kept(name, values, own)
+        twin = next((member.name for member in found if {**member.config, "workdir": ""} == {**own, "workdir": ""}), None)
+        if twin is not None:
+            raise UserError(f"config.population: members {twin} and {name} are the same run; give each value once")
+        own["workdir"] = str(Path(config["workdir"]) / "members" / name)
         found.append(Member(name, own))
     return found
 
@@ -63,10 +65,25 @@ def _changes(key: str, value: Any) -> dict[str, Any]:
     if key == "task":
         return {"alpha": 1.0, "gamma": None, "beta": None} if value == BASELINE else {"task": value}
     if key == "seed":
+        if value != int(value) or value < 0:
+            raise UserError(f"config.population.seed: {value!r} is not a whole number from 0")
         return {"init_seed": int(value)}
     if key == "alpha":
         return {"alpha": float(value)}
     return {key: float(value), "alpha": 1.0}
+
+
+def _check_kept(name: str, values: Mapping[str, Any], own: Config) -> None:
+    """Raise UserError where another list, or the config, undoes what a member is named after."""
+    for key, value in values.items():
+        if key in ("alpha", "gamma", "beta") and own[key] != value:
+            others = ", ".join(other for other in values if other != key)
+            raise UserError(f"config.population.{key}: member {name} would have {key}={own[key]}, because of {others}")
+        if key == "task" and value != BASELINE and experiment.scales(own).auxiliary is None:
+            raise UserError(
+                f"config.population.task: member {name} would train depth only (config.alpha={own['alpha']}, "
+                f"gamma={own['gamma']}, beta={own['beta']}): give an alpha below 1, or a beta"
+            )
 
 
 def tasks(config: Config) -> tuple[str, ...]:

@@ -1,10 +1,11 @@
 """What a run writes down of each of its members, and what it says of them."""
 
+import fcntl
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from jdepth.step import TrainState
 Config = Mapping[str, Any]
 # Consecutive steps with a constant prediction after which a run is given up (a dead ReLU).
 DEAD_STEPS, DEAD_SHARE = 50, 0.99
+LOCK = ".lock"
 
 
 class Record:
@@ -28,9 +30,12 @@ class Record:
         self._name, self._workdir, self._last = member.name, Path(config["workdir"]), checkpoints
         self._best = clock["members"][member.name] if member.name else clock
         self._checkpoints = checkpoints
+        self._lock = None
         if member.name:
             if multihost.is_first():
                 self._workdir.mkdir(parents=True, exist_ok=True)
+                self._lock = lock(self._workdir)
+                self._check_untouched(clock["step"])
                 logbook.write_atomically(self._workdir / "config.json", json.dumps(config, indent=1) + "\n")
             self._checkpoints = Checkpoints(self._workdir)
         self.book = book_of(self._workdir, clock["step"], config)
@@ -38,8 +43,11 @@ class Record:
 
     def log(self, number: int, recent: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """Write the mean over the calls since the last row, which ended with step `number`."""
-        row = _mean_rows(recent)
-        self._dead.check(row["each"], number)
+        try:
+            row = _mean_rows(recent)
+            self._dead.check(row["each"], number)
+        except UserError as error:
+            raise UserError(f"member {self._name}: {error}" if self._name else str(error)) from None
         self.book.metrics(number, row["mean"])
         return row["mean"]
 
@@ -62,11 +70,33 @@ class Record:
         if not checkpoint.steps(self._workdir, "last"):
             self._checkpoints.save(state, own)
 
+    def _check_untouched(self, step: int) -> None:
+        """Raise UserError where another run has been at work in the member's folder since."""
+        found = checkpoint.steps(self._workdir, "last")
+        if found and found[-1] != step:
+            raise UserError(
+                f"{self._workdir}: holds a run of its own, at step {found[-1]}, while the population is at step {step}: "
+                "move that folder away"
+            )
+
     def close(self) -> None:
         """Flush rows and finish writing."""
         self.book.close()
         if self._name:
             self._checkpoints.close()
+        if self._lock is not None:
+            self._lock.close()
+
+
+def lock(workdir: Path) -> TextIO:
+    """Keep a second run out of the workdir until the file is closed, or this process ends however it may."""
+    file = open(workdir / LOCK, "w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise UserError(f"{workdir}: another run is writing there; wait for it or set config.workdir") from error
+    return file
 
 
 class Unwritten:

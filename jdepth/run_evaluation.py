@@ -84,12 +84,13 @@ class Evaluation(NamedTuple):
 
     def during(self, model, todo, params, mesh) -> dict[str, float]:
         """Scores while training: no mirror image, a fixed subset where the set is large."""
-        place, fetch = partial(parallel.put, sharding=parallel.split(mesh)), partial(parallel.fetch, mesh=mesh)
+        shared = parallel.split(mesh)
+        place, fetch = partial(parallel.put, sharding=shared), partial(parallel.fetch, mesh=mesh)
         limit = self.config["evaluate"]["during_limit"]
         forward, kept = self._forward(model, False), None
         if self.config["backbone"]["train"] == "frozen":
             if "in two" not in self.forwards:
-                self.forwards["in two"] = scoring.depth_forward_in_two(model, *self._range())
+                self.forwards["in two"] = scoring.depth_forward_in_two(model, *self._range(), shared)
             forward, kept = self.forwards["in two"], self.kept
         scores = scoring.score_depth(forward, params, self._batches(limit, self._size(mesh)), place, fetch, kept=kept)
         if not scores["images"]:
@@ -98,7 +99,8 @@ class Evaluation(NamedTuple):
             task = todo[1]
             if task.name not in self.forwards:
                 classes = self.auxiliary.class_counts(task.name)
-                self.forwards[task.name] = scoring.AuxiliaryScorer(model, task, classes, place, fetch, self.kept)
+                scorer = scoring.AuxiliaryScorer(model, task, classes, place, fetch, self.kept, shared)
+                self.forwards[task.name] = scorer
             batches = auxiliary_evaluation_batches(self.auxiliary, self._size(mesh), limit)
             auxiliary = self.forwards[task.name].score(params, batches)
             scores |= {"auxiliary_loss" if k == "loss" else k: v for k, v in auxiliary.items()}

@@ -50,10 +50,13 @@ def depth_forward(
     return jax.jit(forward, static_argnums=2)
 
 
-def depth_forward_in_two(model: DepthModel, min_depth: float, max_depth: float) -> tuple[Callable, Callable]:
+def depth_forward_in_two(
+    model: DepthModel, min_depth: float, max_depth: float, where: jax.sharding.Sharding | None = None
+) -> tuple[Callable, Callable]:
     """`depth_forward` without mirror image for a frozen backbone, cut where its features may be kept:
 
-    (params, images) -> taps, and (params, taps, size) -> depth.
+    (params, images) -> taps, and (params, taps, size) -> depth. `where`: how taps are placed, the same whether they
+    were computed or kept, so that one program takes both.
     """
 
     def taps(params, images):
@@ -63,7 +66,7 @@ def depth_forward_in_two(model: DepthModel, min_depth: float, max_depth: float) 
         depth = model.depth(params["depth_head"], model.decode(params["decoder"], taps))
         return resize.bilinear(jnp.clip(depth, min_depth, max_depth)[..., None], size, False)[..., 0]
 
-    return jax.jit(taps), jax.jit(depth, static_argnums=2)
+    return jax.jit(taps, out_shardings=where), jax.jit(depth, static_argnums=2)
 
 
 def programs(forward: Callable, name: str) -> Callable[..., jax.stages.Compiled]:
@@ -168,8 +171,10 @@ class AuxiliaryScorer:
         place: Callable = jax.device_put,
         fetch: Callable = jax.device_get,
         kept: KeptTaps | None = None,
+        where: jax.sharding.Sharding | None = None,
     ):
-        """`place` puts a batch on the devices, `fetch` brings results back, `kept` holds taps of a frozen backbone."""
+        """`place` puts a batch on the devices, `fetch` brings results back, `kept` holds taps of a frozen backbone,
+        `where` is how they are placed, computed or kept."""
         self._task, self._classes, self._kept = task, classes, kept or KeptTaps(0)
         self._place, self._fetch = place, fetch
 
@@ -192,7 +197,7 @@ class AuxiliaryScorer:
                 prediction = jnp.zeros(())
             return losses, prediction
 
-        self._taps, self._outputs = jax.jit(taps), jax.jit(outputs)
+        self._taps, self._outputs = jax.jit(taps, out_shardings=where), jax.jit(outputs)
 
     def _pixel_classes(self, logits, inputs):
         mask = heads.class_mask(self._classes, inputs["dataset_id"])

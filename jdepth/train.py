@@ -1,13 +1,12 @@
 """The run: build, restore, loop, log, evaluate, save."""
 
 import contextlib
-import fcntl
 import json
 import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,7 +22,6 @@ from jdepth.run_evaluation import Evaluation, final_evaluation
 Config = Mapping[str, Any]
 # Batches among which there must be valid depth.
 FIRST_BATCHES = 8
-LOCK = ".lock"
 
 
 def train(config: Config) -> dict[str, Any]:
@@ -41,7 +39,7 @@ def train(config: Config) -> dict[str, Any]:
     _check_workdir(workdir, config)
     batch_sizes = {k: v for k, v in config["batch"].items() if k == "depth" or inputs.uses_auxiliary(config)}
     mesh = parallel.training_mesh(config["look_ahead"], config["mesh"]["fsdp"], **batch_sizes)
-    _check_parts(config, parallel.batch_shards(mesh), batch_sizes)
+    inputs.check_parts(config, parallel.batch_shards(mesh))
     inputs.read_small_sets(config)
 
     # ---- Data ------------------------------------------------------------------------------------
@@ -85,32 +83,33 @@ def train(config: Config) -> dict[str, Any]:
         given = {**member.config, "init_from": ""} if going_on else member.config
         where = parallel.placement(mesh, experiment.abstract_params(given, model, todo))
         starts.append(experiment.initial_params(given, model, todo, where, starts[0] if starts else None))
-    start, frozen = starts[0], starts[0].frozen
-    for line in start.report:
+    frozen, fingerprint = starts[0].frozen, starts[0].fingerprint
+    for line in starts[0].report:
         print(line)
     state = jax.jit(partial(runs.init_state, ratio=ratio), out_shardings=lies[0])([own.trained for own in starts])
+    del starts  # the state has copies of its own
 
     with contextlib.ExitStack() as closing:
         # ---- Workdir, restore --------------------------------------------------------------------
         multihost.check_same("config", config)
         if multihost.is_first():
             workdir.mkdir(parents=True, exist_ok=True)
-            closing.enter_context(_lock(workdir))
+            closing.enter_context(record.lock(workdir))
             checkpoint.check_space(workdir, state)
             logbook.write_atomically(workdir / "config.json", json.dumps(config, indent=1) + "\n")
-        multihost.check_shared(workdir, workdir / LOCK)
+        multihost.check_shared(workdir, workdir / record.LOCK)
         checkpoints = closing.enter_context(contextlib.closing(Checkpoints(workdir)))
         data = inputs.content(depth_stream, auxiliary_stream, evaluation.depth)
-        clock = {"step": 0, "consumed": 0, "backbone": start.fingerprint, "data": data}
+        clock = {"step": 0, "consumed": 0, "backbone": fingerprint, "data": data}
         nothing = {"best_step": None, "best_AbsRel": None}
         clock |= nothing if runs.alone else {"members": {member.name: dict(nothing) for member in runs.members}}
         restored = checkpoints.restore(state)
         if restored is not None:
             state, clock = restored
-            if clock["backbone"] != start.fingerprint:
+            if clock["backbone"] != fingerprint:
                 raise UserError(
                     f"{workdir}: was trained on another backbone (fingerprint {clock['backbone'][:12]}, "
-                    f"given {start.fingerprint[:12]}): give the same config.backbone.weights"
+                    f"given {fingerprint[:12]}): give the same config.backbone.weights"
                 )
             _check_data(workdir, clock["data"], data)
             print(f"going on from step {clock['step']} of {config['steps']} in {workdir}")
@@ -187,21 +186,6 @@ def train(config: Config) -> dict[str, Any]:
     return results
 
 
-def _check_parts(config: Config, shards: int, batches: Mapping[str, int]) -> None:
-    """Raise UserError where a batch cannot be computed in `accumulate` parts with the same result."""
-    parts = config["accumulate"]
-    if parts == 1:
-        return
-    for name, size in batches.items():
-        group = config["loss"]["silog_group"] if name == "depth" else 1
-        if size % (parts * shards * group):
-            groups = f" in groups of {group} images (config.loss.silog_group)" * (group > 1)
-            raise UserError(
-                f"config.accumulate={parts}: config.batch.{name}={size} does not divide into {parts} parts on {shards} "
-                f"devices{groups}: use a multiple of {parts * shards * group}"
-            )
-
-
 def _depth_range(batches: JointBatches, expected: Mapping[str, float]) -> str:
     """The first batch's depth in words. Raises UserError where it cannot be metres in the model's range."""
     # A single image may have no valid pixel; several batches without one are a mistake.
@@ -237,7 +221,7 @@ def _check_workdir(workdir: Path, config: Config) -> None:
                 f"{workdir}: holds a run of another config ({'; '.join(changed[:5])}): "
                 "set config.workdir to a new folder, or undo the change to go on"
             )
-    elif workdir.is_dir() and any(path.name not in ("config.json.tmp", LOCK) for path in workdir.iterdir()):
+    elif workdir.is_dir() and any(path.name not in ("config.json.tmp", record.LOCK) for path in workdir.iterdir()):
         raise UserError(f"config.workdir: {workdir} has files but no config.json of a run; name a new folder")
 
 
@@ -250,17 +234,6 @@ def _check_data(workdir: Path, before: Mapping[str, str], now: Mapping[str, str]
             f"{workdir}: the data set {first} is not what this run was started with (then {before.get(first)}, now "
             f"{now[first]}: images and checksum): put it back (config.data_dir), or set config.workdir to a new folder"
         )
-
-
-def _lock(workdir: Path) -> TextIO:
-    """Keep a second run out of the workdir until the file is closed, or this process ends however it may."""
-    file = open(workdir / LOCK, "w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
-        raise UserError(f"{workdir}: another run is writing there; wait for it or set config.workdir") from error
-    return file
 
 
 def _summary(config, mesh, model, state, frozen) -> str:

@@ -46,9 +46,15 @@ def test_every_list_changes_its_own_key(tmp_path, frozen):
     "changes, message",
     [
         ({"population.alpha": (0.5, 0.9), "population.seed": (1,)}, "alpha has 2, seed has 1"),
-        ({"population.alpha": (0.5, 0.5)}, "two members are alpha=0.5"),
+        ({"population.alpha": (0.5, 0.5)}, "members alpha=0.5 and alpha=0.5 are the same run"),
+        ({"population.alpha": (0.0, -0.0)}, "are the same run"),
         ({"population.alpha": (0.5, 1.5)}, "member alpha=1.5: config.alpha: 1.5 is not within 0 and 1"),
-        ({"population.seed": (1, -2)}, "config.init_seed"),
+        ({"population.seed": (1, -2)}, "population.seed: -2 is not a whole number from 0"),
+        ({"population.seed": (1, 1.5)}, "population.seed: 1.5 is not a whole number from 0"),
+        ({"population.alpha": (0.5, 0.9), "population.gamma": (0.1, 0.2)}, "would have alpha=1.0, because of gamma"),
+        ({"population.alpha": (0.5, 0.9), "population.task": ("baseline", "mldc")}, "would have alpha=1.0, because of task"),
+        ({"population.gamma": (0.5, 0.9), "population.task": ("segmentation", "mldc")}, "would train depth only"),
+        ({"alpha": 1.0, "population.task": ("segmentation", "mldc")}, "would train depth only"),
     ],
 )
 def test_lists_that_do_not_fit_are_refused(changes, message, tmp_path, frozen):
@@ -119,6 +125,13 @@ def test_a_population_goes_on_where_it_stopped(tmp_path, frozen):
         patch.setattr(checkpoint.Checkpoints, "save", stopping)
         with pytest.raises(KeyboardInterrupt):
             train.train(plain(tmp_path / "stopped", **frozen, **lists))
+    # An unfinished member can be used, and must not be trained by others.
+    assert predictor.load(tmp_path / "stopped" / "members" / "alpha=0.5").name == "alpha=0.5 (best)"
+    foreign = tmp_path / "stopped" / "members" / "alpha=1" / "checkpoints" / "last" / "3"
+    foreign.mkdir(parents=True)
+    with pytest.raises(UserError, match="alpha=1: holds a run of its own, at step 3, while the population is at step 2"):
+        train.train(plain(tmp_path / "stopped", **frozen, **lists))
+    foreign.rmdir()
     train.train(plain(tmp_path / "stopped", **frozen, **lists))
     for name in ("alpha=0.5", "alpha=1"):
         whole, stopped = (tmp_path / kind / "members" / name for kind in ("whole", "stopped"))
