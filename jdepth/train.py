@@ -62,10 +62,10 @@ def train(config: Config) -> dict[str, Any]:
     ratio = config["backbone"]["lr_ratio"] if config["backbone"]["train"] == "full" else None
     classes = {task: counts(task) for task in population.tasks(config)}
     abstract = dry_run.abstract_arguments(config, model, runs, ratio, classes)
-    ahead, apart = config["look_ahead"], mesh.devices.flat[0].platform != "cpu"
+    ahead, mapped = config["look_ahead"], mesh.devices.flat[0].platform != "cpu"
     lies, shared = parallel.placement(mesh, abstract[:2]), parallel.joint_batch(mesh, ahead)
     joint_step = jax.jit(
-        runs.build(ratio, ahead, accumulate=config["accumulate"], mapped=apart, mesh=mesh),
+        runs.build(ratio, ahead, accumulate=config["accumulate"], mapped=mapped, mesh=mesh),
         donate_argnums=0,
         in_shardings=(*lies, shared),
         out_shardings=(lies[0], parallel.replicated(mesh)),

@@ -157,6 +157,7 @@ def test_the_workdir_must_be_shared(folders, code, tmp_path):
         assert code == 0 or "config.workdir: process 1 of 2 does not see" in error
 
 
+@pytest.mark.slow
 def test_one_process_stops_and_saves_too(cache, tmp_path):
     workdir = tmp_path / "run"
     process = start(cache, workdir, 2, **(SHORT | {"steps": 1000, "evaluate.every": 1000}))
