@@ -156,7 +156,7 @@ def train(config: Config) -> dict[str, Any]:
                     scores = evaluation.during(model, runs.tasks[index], {**params, **frozen}, mesh)
                     own.score(number, scores, params)
             # Rows are means over log intervals: only between two of them does a later start write the same ones.
-            stopping = not last and number % config["log"]["every"] == 0 and termination.agreed()
+            stopping = (last or number % config["log"]["every"] == 0) and termination.agreed()
             if number % config["checkpoint"]["every"] == 0 or last or stopping:
                 clock |= {"step": number, "consumed": batches.position}
                 checkpoints.save(state, clock)
@@ -166,6 +166,8 @@ def train(config: Config) -> dict[str, Any]:
                 raise Stopped(f"stopped by SIGTERM after step {number} of {config['steps']}: the same command goes on")
             watch.paused(time.perf_counter() - began)
         if not runs.alone:
+            # A member's last step may be there only when the population's is, from which a killed run goes on.
+            checkpoints.wait()
             for index, own in enumerate(records):
                 own.finish(runs.member(state, index), clock)
 
@@ -173,7 +175,7 @@ def train(config: Config) -> dict[str, Any]:
     results = {}
     for index, member in enumerate(runs.members):
         params = runs.params(state, index)
-        print(f"\n{member.name}")
+        print(f"\n{member.name}" if member.name else "")
         results[member.name] = final_evaluation(member.config, model, params, frozen, clock["step"], evaluation, mesh)
         if multihost.is_first():
             logbook.draw_curves(Path(member.config["workdir"]), {member.name: Path(member.config["workdir"])})

@@ -1,5 +1,7 @@
 """Features of evaluation images that are kept between evaluations: the same scores, one backbone pass."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from tiny_run import save_backbone
 from jdepth import experiment, kept_taps, logbook, memory, scoring, tasks, train, weights
 from jdepth.kept_taps import KeptTaps
 from jdepth.models import depth_model
-from jdepth.parallel import make_mesh, replicated
+from jdepth.parallel import make_mesh, put, replicated, split
 
 MIB = 2**20
 
@@ -73,7 +75,10 @@ def test_a_scorer_compiles_once_for_ragged_batches():
     model = depth_model.build(PICO, channels=8)
     task = tasks.TASKS["mldc"]((4,), 8)
     params = model.init(jax.random.key(0), (28, 28)) | {task.head: task.init(jax.random.key(1))}
-    scorer = scoring.AuxiliaryScorer(model, task, (4,))
+    # As a run places them: by a mesh, and the same whether they were computed or kept.
+    where = split(make_mesh())
+    place = functools.partial(put, sharding=where)
+    scorer = scoring.AuxiliaryScorer(model, task, (4,), place, kept=KeptTaps(1.0), where=where)
     draw = np.random.default_rng(0)
 
     def batch(real):
@@ -85,8 +90,10 @@ def test_a_scorer_compiles_once_for_ragged_batches():
             "index": np.where(weight > 0, np.arange(4), -1).astype(np.int32),
         }  # fmt: skip
 
-    scores = scorer.score(params, [batch(4), batch(1)])
-    assert np.isfinite(scores["loss"]) and scorer._outputs._cache_size() == scorer._taps._cache_size() == 1
+    given = [batch(4), batch(1)]
+    scores = [scorer.score(params, given) for _ in range(2)]  # computed, then kept
+    assert np.isfinite(scores[0]["loss"]) and scores[0] == scores[1]
+    assert scorer._outputs._cache_size() == scorer._taps._cache_size() == 1
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
