@@ -115,7 +115,7 @@ class Program:
             drawn.append(workload.random_params({k: v for k, v in shapes.items() if k != "backbone"}))
         self._state = jax.jit(lambda trained: runs.init_state(trained, None))(drawn)
         self._frozen, self._batch = {"backbone": backbone}, parallel.put(batch, parallel.replicated(mesh))
-        function = runs.build(None, self.steps, mapped=workload.mapped(), mesh=mesh)
+        function = runs.build(None, self.steps, mapped=workload.mapped(mesh), mesh=mesh)
         given = (self._state, self._frozen, self._batch)
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), given)
         # Counted as it is written, not as it is looped.

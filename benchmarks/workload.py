@@ -5,6 +5,7 @@ and random data on the device, and the ways of running it that are compared.
   separate          what a general training loop does: two programs, each with its own backbone pass and update
   backbone          the packed pass of k steps alone
   depth-update, auxiliary-update    one update alone, on features that are there
+  float8            fused, with all matrix products of the backbone in float8
   plain             fused, with decoder and MLDC head as released (`released.py`)
   eager, compile    the same work in PyTorch (`peer.py`)
 """
@@ -25,7 +26,7 @@ import released
 from jax.sharding import Mesh
 
 from jdepth import experiment, flops, frozen_pass, optim, parallel, recipe, step, tasks
-from jdepth.models import depth_model, vit
+from jdepth.models import depth_model, float8, vit
 from jdepth.models.depth_model import DepthModel
 
 # Classes of MIX6's members: ADE20K, SUN RGB-D, Cityscapes (34 ids), COCO-Stuff, Pascal VOC, Pascal Context. A copy of
@@ -35,9 +36,9 @@ SIZES = {size: vit.BACKBONES[f"dinov2_vit{size.lower()}14"] for size in "SBLg"} 
     # For checks on a CPU: compiled in seconds.
     "tiny": vit.ViTConfig("tiny", width=32, depth=4, heads=2, hidden=128, taps=(0, 1, 2, 3), grid=4),
 }
-OURS = ("fused", "separate", "plain", "backbone", "depth-update", "auxiliary-update")
+OURS = ("fused", "float8", "separate", "plain", "backbone", "depth-update", "auxiliary-update")
 PEERS = ("eager", "compile")
-AHEAD = ("fused", "plain", "backbone")  # the kinds that look ahead
+AHEAD = ("fused", "float8", "plain", "backbone")  # the kinds that look ahead
 FORM = '"SIZE DEPTH+AUXILIARY k=K KIND [at HxW]", such as "g 4+4 k=8 fused"'
 
 
@@ -112,7 +113,11 @@ def config_of(case: Case, precision: str, attention: str = "auto") -> dict[str, 
         "batch": {"depth": case.depth, "auxiliary": case.auxiliary},
         "look_ahead": case.ahead,
         "precision": precision,
-        "backbone": {"name": case.shape, "attention": attention},
+        "backbone": {
+            "name": case.shape,
+            "attention": attention,
+            "float8": float8.KINDS[case.shape.ffn] if case.kind == "float8" else (),
+        },
         "decoder": {"channels": case.channels},
     }
     if case.crop:
@@ -154,7 +159,8 @@ def initial(work: Work, params: Mapping[str, Any] | None = None) -> tuple[step.T
 
     def start(trained, backbone):
         state = step.init_state(trained, work.todo, work.optimizers, work.scales)
-        return state, {"backbone": depth_model.cast_frozen(backbone, work.model.backbone.dtype)}
+        own = work.model.backbone
+        return state, {"backbone": depth_model.cast_frozen(backbone, own.dtype, own.float8)}
 
     # As one program: leaf by leaf, hundreds of small ones would be compiled.
     return jax.jit(start)({k: v for k, v in params.items() if k != "backbone"}, params["backbone"])
@@ -247,14 +253,15 @@ def stages(work: Work, kind: str, mesh: Mesh | None = None) -> list[Stage]:
     ahead = work.config["look_ahead"]
     return [
         step.build(
-            work.model, work.todo, work.optimizers, work.scales, work.settings, ahead, mapped=mapped(), mesh=mesh
+            work.model, work.todo, work.optimizers, work.scales, work.settings, ahead, mapped=mapped(mesh), mesh=mesh
         )
     ]
 
 
-def mapped() -> bool:
-    """Whether loops stay loops, as in training: not on a CPU."""
-    return jax.default_backend() != "cpu"
+def mapped(mesh: Mesh | None = None) -> bool:
+    """Whether loops stay loops on these devices, as in training: not on a CPU."""
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    return platform != "cpu"
 
 
 def _alone(work: Work, task: tasks.Task, mesh: Mesh | None) -> Stage:

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import jax
 
+from jdepth import kernels
+from jdepth.models.vit import VisionTransformer
+
 # Names another folder for compiled programs, or "off".
 VARIABLE = "JDEPTH_COMPILATION_CACHE"
 # Smaller programs are compiled as fast as they are found and read.
@@ -65,16 +68,17 @@ def _obstacle(folder: Path) -> str | None:
     return None if os.access(folder, os.W_OK | os.X_OK) else "cannot be written"
 
 
-def compile_aside(traced: jax.stages.Traced, attention: str) -> "Future[jax.stages.Compiled]":
+def compile_aside(traced: jax.stages.Traced, backbone: VisionTransformer) -> "Future[jax.stages.Compiled]":
     """Start to compile a traced program in a thread; the future gives it, or raises what kept it from compiling.
 
-    Warns where its text shows no call of cuDNN's attention although that is the kernel.
+    Says on standard error where its text lacks kernels that the backbone counts on.
     """
 
     def compiled():
         program = traced.lower().compile()
-        if attention == "cudnn" and "__cudnn$fmha" not in program.as_text():
-            print("attention: cuDNN was chosen, but the compiled step does not call it and is slower", file=sys.stderr)
+        if backbone.attention == "cudnn" or backbone.float8:
+            for line in kernels.missing(program.as_text(), backbone):
+                print(line, file=sys.stderr)
         return program
 
     pool = ThreadPoolExecutor(1, thread_name_prefix="compile")

@@ -62,7 +62,8 @@ INTERVALS = (
     "data.auxiliary.augmentation.saturation",
 )  # fmt: skip
 # Lists of names; all other lists hold numbers.
-NAMES = ("population.task",)
+NAMES = ("population.task", "backbone.float8")
+FLOAT8 = ("qkv", "proj", "fc1", "fc2", "w12", "w3")
 # Draws of each member of a mixture.
 WEIGHTS = "data.auxiliary.weights"
 KINDS = {float: "a number", int: "a whole number", bool: "True or False", str: "a text", tuple: "a list of numbers"}
@@ -174,6 +175,9 @@ def _check_tuples(given: Mapping[str, Any]) -> None:
     for task in given["population.task"]:
         if task not in ("baseline", *CHOICES["task"]):
             raise UserError(f"config.population.task: {task!r} is not one of baseline, {', '.join(CHOICES['task'])}")
+    for name in given["backbone.float8"]:
+        if name not in FLOAT8:
+            raise UserError(f"config.backbone.float8: {name!r} is not one of {', '.join(FLOAT8)}")
     for key in INTERVALS:
         value = given[key]
         if len(value) != 2 or not 0 <= value[0] <= value[1]:
@@ -207,6 +211,11 @@ def _check_together(given: Mapping[str, Any]) -> None:
             raise UserError(f"config.{key}: {given[key]} is not a multiple of look_ahead={ahead}")
     if given["accumulate"] > 1 and given["loss.gradient"]:
         raise UserError("config.accumulate: needs config.loss.gradient=0, whose means over pixels do not add up in parts")
+    if given["backbone.float8"] and (given["backbone.train"] != "frozen" or given["precision"] == "float64"):
+        raise UserError(
+            "config.backbone.float8: needs config.backbone.train=frozen and config.precision=bfloat16 or float32; what "
+            "is trained, or checked in double precision, is not rounded to 8 bits"
+        )
     if not given["backbone.name"]:
         raise UserError("config.backbone.name: name a backbone, such as dinov2_vits14 or vit_nano14")
     if not 0 < given["depth_range.min"] < given["depth_range.max"]:

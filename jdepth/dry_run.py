@@ -1,6 +1,7 @@
 """What a run would need, from its config alone: no data, no weights, nothing computed on a device."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ def abstract_arguments(config: Config, model, runs: population.Runs, ratio: floa
         trained.append(experiment.abstract_params(member.config, model, todo))
         if config["backbone"]["train"] == "frozen":
             backbone = trained[-1].pop("backbone")
-            frozen = {"backbone": jax.eval_shape(lambda t: depth_model.cast_frozen(t, model.backbone.dtype), backbone)}
+            cast = partial(depth_model.cast_frozen, dtype=model.backbone.dtype, float8=model.backbone.float8)
+            frozen = {"backbone": jax.eval_shape(cast, backbone)}
     state = jax.eval_shape(lambda p: runs.init_state(p, ratio), trained)
     ahead, batch = config["look_ahead"], abstract_batch(config, classes)
     if ahead > 1:

@@ -4,12 +4,14 @@ Training, evaluation, prediction and the dry run all build from here, so that th
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 
 from jdepth import optim, parallel, step, tasks
 from jdepth.errors import UserError
@@ -38,6 +40,7 @@ def build_model(config: Config, platform: str | None = None) -> DepthModel:
         dtype=dtype,
         attention=kernel,
         min_depth=config["depth_range"]["min"],
+        float8=config["backbone"]["float8"],
     )
 
 
@@ -107,13 +110,13 @@ def initial_params(
     config: Config,
     model: DepthModel,
     todo: list[tasks.Task],
-    where: dict[str, Any] | None = None,
+    place: Callable[[Any], Any] | None = None,
     shared: Parameters | None = None,
 ) -> Parameters:
     """Fresh or loaded parameters as the config says, each straight on the devices that hold it.
 
     Args:
-      where: shardings, a tree like `abstract_params`; None puts all on the first device.
+      place: a tree of parameters or shapes -> where each lies; None puts all on the first device.
       shared: the start of another run on the same frozen backbone, which is not read again.
 
     A backbone's file is read array by array: neither the host nor a device ever holds more of it than one array
@@ -122,21 +125,22 @@ def initial_params(
     check_weights(config)
     frozen = config["backbone"]["train"] == "frozen"
     path, name = config["backbone"]["weights"], config["backbone"]["name"]
-    if where is None:
+    if place is None:
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        where = jax.tree.map(lambda _: device, abstract_params(config, model, todo))
+        place = partial(jax.tree.map, lambda _: device)
+    shapes = abstract_params(config, model, todo)
     report, fingerprint, loaded = [], "", {}
     if shared is not None:
         loaded["backbone"], fingerprint = shared.frozen["backbone"], shared.fingerprint
     elif path:
-        dtype = model.backbone.dtype if frozen else None
-        loaded["backbone"], fingerprint = _load_backbone(path, name, dtype, where["backbone"])
+        kept = partial(depth_model.frozen_arrays, dtype=model.backbone.dtype, float8=model.backbone.float8)
+        loaded["backbone"], fingerprint = _load_backbone(path, name, kept if frozen else _as_it_is, place)
         report.append(f"backbone: {name} from {path}")
-    drawn = _draw(config, model, todo, {k: v for k, v in where.items() if k not in loaded})
+    drawn = _draw(config, model, todo, place({k: v for k, v in shapes.items() if k not in loaded}))
     everything = drawn | loaded
     if config["init_from"]:
         everything, lines = _warm_start(config["init_from"], everything, frozen)
-        everything = jax.tree.map(parallel.put, everything, where)
+        everything = jax.tree.map(parallel.put, everything, place(everything))
         report += lines
     if _double(config):
         everything = jax.tree.map(lambda x: x.astype(jnp.float64), everything)
@@ -180,20 +184,24 @@ def abstract_params(config: Config, model: DepthModel, todo: list[tasks.Task]) -
     return jax.eval_shape(lambda: fresh_params(config, model, todo))
 
 
-def _load_backbone(path: str, name: str, dtype, where: Any) -> tuple[Any, str]:
-    """(backbone in `dtype`, as `cast_frozen` makes it, or float32 for None; its fingerprint)."""
+def _as_it_is(path: Sequence[str], array: Any) -> dict[tuple[str, ...], Any]:
+    return {tuple(path): array}
+
+
+def _load_backbone(path: str, name: str, kept: Callable, place: Callable) -> tuple[Any, str]:
+    """(backbone of what `kept` makes of each array, as `depth_model.frozen_arrays` does; its fingerprint)."""
     from jdepth import weights
 
     placed, fingerprint = {}, weights.Fingerprint()
-    shardings = weights.flatten(where)
     with weights.opened(path, parts=("backbone",), backbone=name) as (flat, _):
         for key in sorted(key for key in flat if key.startswith("backbone/")):
             own = key.removeprefix("backbone/")
             array = flat[key]()
             fingerprint.add(own, array)
-            kind = depth_model.frozen_dtype(own.split("/"), dtype)
-            placed[own] = parallel.put(array if kind is None else array.astype(kind, copy=False), shardings[own])
-    return weights.unflatten(placed), fingerprint.text()
+            # Placed as a part of the whole: which arrays are divided among devices goes by their place in the tree.
+            part = {"backbone": traverse_util.unflatten_dict(kept(own.split("/"), array))}
+            placed |= traverse_util.flatten_dict(jax.tree.map(parallel.put, part, place(part))["backbone"])
+    return traverse_util.unflatten_dict(placed), fingerprint.text()
 
 
 def _warm_start(path: str, target: dict[str, Any], frozen: bool) -> tuple[dict[str, Any], list[str]]:

@@ -173,7 +173,8 @@ def _from_run(workdir: Path, backbone: str | Path | None, kind: str, portable: b
         inside = ", ".join(sorted(path.name for path in (workdir / "members").glob("*/")))
         raise UserError(f"{workdir}: is a population; name one of its members, {workdir / 'members'}/ {inside}")
     if portable:
-        config = {**config, "precision": "float32", "backbone": {**config["backbone"], "attention": "plain"}}
+        own = {**config["backbone"], "attention": "plain", "float8": ()}
+        config = {**config, "precision": "float32", "backbone": own}
     model = experiment.build_model(config)
     if kind == "best" and not checkpoint.steps(workdir, "best") and checkpoint.steps(workdir, "last"):
         raise UserError(f"{workdir}: nothing was evaluated yet, so there is no best checkpoint; use --kind last")
@@ -194,7 +195,7 @@ def _from_run(workdir: Path, backbone: str | Path | None, kind: str, portable: b
                 f"{file}: is not the backbone that {workdir} was trained on (fingerprint {found[:12]}, "
                 f"expected {expected[:12]}); name the right file with --backbone"
             )
-        params["backbone"] = depth_model.cast_frozen(loaded, model.backbone.dtype)
+        params["backbone"] = depth_model.cast_frozen(loaded, model.backbone.dtype, model.backbone.float8)
     size = trained_size(config)
     area, averaged = size and size[0] * size[1], config["data"]["depth"]["augmentation"]["resize_area"]
     name = workdir.resolve().name

@@ -49,6 +49,8 @@ RELEASED: dict[str, Any] = {
         "train": "frozen",  # or "full"
         "lr_ratio": 0.1,  # of a trained backbone
         "attention": "auto",  # "auto", "plain" or "cudnn"
+        # Matrix products of a frozen backbone that are computed in float8: of qkv, proj, fc1 and fc2 (ViT-g: w12, w3).
+        "float8": (),
     },
     "decoder": {"channels": 256},
     "depth_range": {"min": 0.001, "max": 10.0},

@@ -74,15 +74,15 @@ def train(config: Config) -> dict[str, Any]:
     traced = joint_step.trace(*abstract)
     held = parallel.held_bytes(abstract[:2], lies) + parallel.held_bytes(abstract[2], shared)
     memory.check_step(config, traced, len(jax.tree.leaves(abstract[0])), mesh.size, held)
-    compiled = compilation.compile_aside(traced, model.backbone.attention)
+    compiled = compilation.compile_aside(traced, model.backbone)
 
     # ---- State -----------------------------------------------------------------------------------
     going_on = bool(checkpoint.steps(workdir, "last"))
     starts: list[experiment.Parameters] = []
     for member, todo in zip(runs.members, runs.tasks, strict=True):
         given = {**member.config, "init_from": ""} if going_on else member.config
-        where = parallel.placement(mesh, experiment.abstract_params(given, model, todo))
-        starts.append(experiment.initial_params(given, model, todo, where, starts[0] if starts else None))
+        place, before = partial(parallel.placement, mesh), starts[0] if starts else None
+        starts.append(experiment.initial_params(given, model, todo, place, before))
     frozen, fingerprint = starts[0].frozen, starts[0].fingerprint
     for line in starts[0].report:
         print(line)

@@ -7,9 +7,10 @@ import sys
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
-from tiny_config import ROOT
+from tiny_config import PICO, ROOT
 
 from jdepth import compilation
+from jdepth.models import build
 
 PROGRAM = """
 from jdepth import compilation
@@ -95,7 +96,7 @@ def test_a_kept_program_computes_the_same_and_says_nothing(tmp_path):
 
 def test_a_program_is_compiled_aside(capsys):
     traced = jax.jit(lambda x: x + 1).trace(jax.ShapeDtypeStruct((), "float32"))
-    assert compilation.compile_aside(traced, "plain").result()(jax.numpy.float32(1)) == 2
+    assert compilation.compile_aside(traced, build(PICO).backbone).result()(jax.numpy.float32(1)) == 2
     assert not capsys.readouterr().err
-    compilation.compile_aside(traced, "cudnn").result()
+    compilation.compile_aside(traced, build(PICO, attention="cudnn").backbone).result()
     assert "cuDNN was chosen, but the compiled step does not call it" in capsys.readouterr().err

@@ -103,8 +103,7 @@ def test_a_frozen_backbone_is_read_straight_to_its_devices(precision, quick, tmp
     model = experiment.build_model(config)
     todo = experiment.build_tasks(config, model, (13,))
     place = replicated(make_mesh())
-    where = jax.tree.map(lambda _: place, experiment.abstract_params(config, model, todo))
-    start = experiment.initial_params(config, model, todo, where)
+    start = experiment.initial_params(config, model, todo, lambda tree: jax.tree.map(lambda _: place, tree))
     whole = weights.load(file).params["backbone"]
     assert start.fingerprint == weights.fingerprint(whole)
     expected = depth_model.cast_frozen(whole, model.backbone.dtype)

@@ -2,14 +2,16 @@
 
 import dataclasses
 import difflib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 
 from jdepth.errors import UserError
-from jdepth.models import depth_anything
+from jdepth.models import depth_anything, float8 as float8_products
 from jdepth.models.depth_anything import DepthAnythingDecoder, DepthAnythingHead
 from jdepth.models.dpt import DPTDecoder
 from jdepth.models.heads import DepthHead
@@ -59,7 +61,7 @@ class DepthModel:
 
         # lazy_init draws parameters without a forward pass, so nothing has to be compiled.
         def draw():
-            return self.backbone.lazy_init(keys[0], images, final_norm=True)["params"]
+            return self.backbone.clone(float8=()).lazy_init(keys[0], images, final_norm=True)["params"]
 
         drawn = {"backbone": draw()} if backbone else {}
         # As `features` gives them, without tracing the backbone again: decoder and heads need nothing but shapes.
@@ -81,15 +83,19 @@ def build(
     dtype=jnp.float32,
     attention: str = "plain",
     min_depth: float = 0.001,
+    float8: Sequence[str] = (),
 ) -> DepthModel:
     """The DINOv2 recipe's depth model on a backbone, given by name (a key of `BACKBONES`) or shape.
 
-    Raises UserError on an unknown name.
+    `float8`: matrix products of a frozen backbone that are computed in float8. Raises UserError on an unknown name.
     """
     backbone = _config(backbone)
-    width = backbone.width
+    width, kinds = backbone.width, float8_products.KINDS[backbone.ffn]
+    unknown = [name for name in float8 if name not in kinds]
+    if unknown:
+        raise UserError(f"float8: {backbone.name} has no matrices {', '.join(unknown)}; it has {', '.join(kinds)}")
     return DepthModel(
-        backbone=VisionTransformer(backbone, dtype, attention),
+        backbone=VisionTransformer(backbone, dtype, attention, tuple(float8)),
         decoder=DPTDecoder(channels, (width // 8, width // 4, width // 2, width), dtype),
         depth_head=DepthHead(channels, min_depth, dtype),
     )
@@ -147,17 +153,25 @@ def _config(backbone: str | ViTConfig) -> ViTConfig:
 MATRICES = frozenset({"qkv", "proj", "fc1", "fc2", "w12", "w3", "patch_embed"})
 
 
-def frozen_dtype(names: Iterable[str], dtype):
-    """Type in which a frozen backbone's parameter, named from the root to the leaf, is held; None: as it is."""
-    return dtype if MATRICES.intersection(names) else None
+def frozen_arrays(path: Sequence[str], array: Any, dtype, float8: Sequence[str] = ()) -> dict[tuple[str, ...], Any]:
+    """One parameter as a frozen backbone that computes in `dtype` holds it: {path: array}, of a kernel in float8 two.
 
-
-def cast_frozen(backbone_params, dtype):
-    """A frozen backbone for computing in `dtype`: matrices and their biases (qkv, proj, fc1, fc2,
-    w12, w3, patch_embed) cast to it; norms, LayerScale, tokens and position table left as they are.
+    `path` names it from the root to the leaf. NumPy arrays stay on the host.
     """
+    *owner, leaf = path
+    if leaf == "kernel" and owner[-1] in float8:
+        return {(*owner, name): own for name, own in float8_products.quantise_kernel(array).items()}
+    if MATRICES.intersection(path):
+        array = array.astype(dtype, copy=False)
+    return {tuple(path): array}
 
-    def cast(path, leaf):
-        return jnp.asarray(leaf, frozen_dtype((part.key for part in path), dtype))
 
-    return jax.tree_util.tree_map_with_path(cast, backbone_params)
+def cast_frozen(backbone_params, dtype, float8: Sequence[str] = ()):
+    """A frozen backbone for computing in `dtype`: matrices and their biases (qkv, proj, fc1, fc2, w12, w3,
+    patch_embed) cast to it, kernels that `float8` names to float8 with their scales beside them; norms, LayerScale,
+    tokens and position table left as they are.
+    """
+    held: dict[tuple[str, ...], Any] = {}
+    for path, array in traverse_util.flatten_dict(backbone_params).items():
+        held |= frozen_arrays(path, jnp.asarray(array), dtype, float8)
+    return traverse_util.unflatten_dict(held)

@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from jdepth.models import attention as attention_kernels
 from jdepth.models import resize
+from jdepth.models.float8 import Float8Linear
 from jdepth.models.layers import LayerNorm, LayerScale, Linear, at_least_float32, vit_normal, working_dtype
 
 
@@ -107,23 +108,29 @@ class PatchEmbed(nn.Module):
         return jnp.dot(x, kernel.astype(dtype).reshape(p * p * 3, width)) + bias.astype(dtype)
 
 
+def _linear(name: str, features: int, dtype, float8: tuple[str, ...]) -> nn.Module:
+    """One of a block's matrix products, in float8 where `float8` names it."""
+    return (Float8Linear if name in float8 else Linear)(features, dtype, name=name)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention; `layout` says which rows of a packed array belong together."""
 
     config: ViTConfig
     dtype: jnp.dtype
     kernel: str
+    float8: tuple[str, ...] = ()
 
     @nn.compact
     def __call__(self, x: jax.Array, layout: tuple[tuple[int, int], ...]) -> jax.Array:
         width, heads = self.config.width, self.config.heads
-        qkv = Linear(3 * width, self.dtype, name="qkv")(x)
+        qkv = _linear("qkv", 3 * width, self.dtype, self.float8)(x)
         mixed = []
         for part in unpack(qkv, layout):
             q, k, v = jnp.moveaxis(part.reshape(*part.shape[:2], 3, heads, width // heads), 2, 0)
             out = attention_kernels.attend(self.kernel, q, k, v)
             mixed.append(out.reshape(*part.shape[:2], width))
-        return Linear(width, self.dtype, name="proj")(pack(mixed))
+        return _linear("proj", width, self.dtype, self.float8)(pack(mixed))
 
 
 class Mlp(nn.Module):
@@ -131,11 +138,12 @@ class Mlp(nn.Module):
 
     config: ViTConfig
     dtype: jnp.dtype
+    float8: tuple[str, ...] = ()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = Linear(self.config.hidden, self.dtype, name="fc1")(x)
-        return Linear(self.config.width, self.dtype, name="fc2")(nn.gelu(x, approximate=False))
+        x = _linear("fc1", self.config.hidden, self.dtype, self.float8)(x)
+        return _linear("fc2", self.config.width, self.dtype, self.float8)(nn.gelu(x, approximate=False))
 
 
 class SwiGlu(nn.Module):
@@ -143,11 +151,12 @@ class SwiGlu(nn.Module):
 
     config: ViTConfig
     dtype: jnp.dtype
+    float8: tuple[str, ...] = ()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        gate, value = jnp.split(Linear(2 * self.config.hidden, self.dtype, name="w12")(x), 2, axis=-1)
-        return Linear(self.config.width, self.dtype, name="w3")(nn.silu(gate) * value)
+        gate, value = jnp.split(_linear("w12", 2 * self.config.hidden, self.dtype, self.float8)(x), 2, axis=-1)
+        return _linear("w3", self.config.width, self.dtype, self.float8)(nn.silu(gate) * value)
 
 
 class Block(nn.Module):
@@ -156,22 +165,25 @@ class Block(nn.Module):
     config: ViTConfig
     dtype: jnp.dtype
     kernel: str
+    float8: tuple[str, ...] = ()
 
     @nn.compact
     def __call__(self, x: jax.Array, layout: tuple[tuple[int, int], ...]) -> jax.Array:
         feed_forward = {"mlp": Mlp, "swiglu": SwiGlu}[self.config.ffn]
-        y = Attention(self.config, self.dtype, self.kernel, name="attn")(LayerNorm(name="norm1")(x), layout)
-        x = x + LayerScale(name="ls1")(y)
-        y = feed_forward(self.config, self.dtype, name="mlp")(LayerNorm(name="norm2")(x))
+        attention = Attention(self.config, self.dtype, self.kernel, self.float8, name="attn")
+        x = x + LayerScale(name="ls1")(attention(LayerNorm(name="norm1")(x), layout))
+        y = feed_forward(self.config, self.dtype, self.float8, name="mlp")(LayerNorm(name="norm2")(x))
         return x + LayerScale(name="ls2")(y)
 
 
 class VisionTransformer(nn.Module):
-    """DINOv2 backbone. `attention` is a kernel name as `jdepth.models.attention.choose` returns it."""
+    """DINOv2 backbone. `attention` is a kernel name as `jdepth.models.attention.choose` returns it; `float8` names
+    the matrix products (of `float8.KINDS`) for which a frozen backbone has float8 parameters."""
 
     config: ViTConfig
     dtype: jnp.dtype = jnp.float32
     attention: str = "plain"
+    float8: tuple[str, ...] = ()
 
     @nn.compact
     def __call__(self, images, final_norm: bool = False):
@@ -211,7 +223,7 @@ class VisionTransformer(nn.Module):
         norm = LayerNorm(name="norm")
         x, taps = pack(tokens), []
         for index in range(config.depth):
-            x = Block(config, self.dtype, self.attention, name=f"blocks_{index}")(x, layout)
+            x = Block(config, self.dtype, self.attention, self.float8, name=f"blocks_{index}")(x, layout)
             if index in config.taps:
                 taps.append((norm(x) if config.norm_taps else x).astype(working_dtype(self.dtype, x)))
         normed = unpack(norm(x), layout) if final_norm else [None] * len(layout)

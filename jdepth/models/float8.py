@@ -1,0 +1,65 @@
+"""Matrix products of a frozen backbone in float8: operands in E4M3, sums in float32.
+
+Each output channel of a weight and each token of an activation has a scale of its own, both outside of the product:
+y[t, c] = (Σ q_x[t, i] · q_w[c, i]) · s_x[t] · s_w[c]. One scale for all tokens would cost no less, since the scale is
+found while a token's row is normalised anyway, and would make an image's features depend on what else is in the batch,
+on the number of devices and on the look-ahead. DINOv2's few huge channels would also take the range of all other
+tokens (`benchmarks/float8.py` compares both).
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jdepth.models.layers import at_least_float32, working_dtype
+
+TYPE = jnp.float8_e4m3fn
+LARGEST = float(jnp.finfo(TYPE).max)  # 448
+# What can be in float8, by a backbone's kind of feed-forward.
+KINDS = {"mlp": ("qkv", "proj", "fc1", "fc2"), "swiglu": ("qkv", "proj", "w12", "w3")}
+
+
+def quantise(x, axis: int):
+    """(x as float8, its scale along every axis but `axis`, float32): x ≈ quantised · scale. NumPy or JAX arrays."""
+    scale = abs(x).max(axis=axis, keepdims=True) * (1 / LARGEST)
+    scale = scale + (scale == 0)  # what is all zero stays so
+    return (x / scale).astype(TYPE), scale.astype(jnp.float32)
+
+
+def quantise_kernel(kernel) -> dict:
+    """Parameters of `Float8Linear` for a kernel (in, out).
+
+    The float8 kernel is (out, in): a GPU's float8 product reads both operands along the summed axis, and would
+    transpose the weights at every call otherwise (seen in the compiled text).
+    """
+    small, scale = quantise(kernel.T, axis=1)
+    return {"kernel": small, "scale": scale[:, 0]}
+
+
+def product(x: jax.Array, kernel: jax.Array, scale: jax.Array, dtype) -> jax.Array:
+    """x (..., in) · kernel: (..., out), at least float32 after the scales; the raw product leaves in `dtype`."""
+    small, own = quantise(at_least_float32(x), axis=-1)
+    # HIGHEST: sums in float32, where Hopper's faster mode keeps 14 bits.
+    raw = jax.lax.dot_general(
+        small, kernel, (((x.ndim - 1,), (1,)), ((), ())),
+        precision=jax.lax.Precision.HIGHEST, preferred_element_type=dtype,
+    )  # fmt: skip
+    return at_least_float32(raw) * own * scale
+
+
+class Float8Linear(nn.Module):
+    """`layers.Linear` with its product in float8; params kernel (out, in) float8, scale (out,), bias (out,).
+
+    They are made of a Linear's by `depth_model.cast_frozen`, never drawn.
+    """
+
+    features: int
+    dtype: jnp.dtype = jnp.bfloat16
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", nn.initializers.zeros, (self.features, x.shape[-1]), TYPE)
+        scale = self.param("scale", nn.initializers.ones, (self.features,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        dtype = working_dtype(self.dtype, x)
+        return (product(x, kernel, scale, dtype) + bias).astype(dtype)
