@@ -6,12 +6,15 @@
 
 Compiles for a described H200 with jax's CUDA plugin (`pip install jax[cuda12]`), which needs no GPU for that, and prints
 per case: calls of cuDNN's attention, matrix products in float8 (each of how many are wanted), convolutions, memory per
-device, and what crosses devices. It says nothing of speed: with no GPU at hand the compiler cannot try which kernel is
-the quickest. A case that lacks a kernel ends the command with exit code 1.
+device, what crosses devices, and a floor for the time: FLOPs at the rate of a large bfloat16 product (at twice that rate
+in float8), plus the bytes that everything else reads and writes at the memory's rate. How far above it a step lies is
+for train_step.py to measure: with no GPU at hand the compiler cannot try which kernel is the quickest. A case that lacks
+a kernel ends the command with exit code 1.
 """
 
 import argparse
 import dataclasses
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -19,12 +22,16 @@ from typing import Any
 import measure
 from measure import RESULTS, Results, UserError, shown, table
 
+import hand_count
 import jax
 import workload
 from jax.experimental import topologies
 from workload import Case
 
 from jdepth import communication, kernels, parallel
+
+# Of an H200: a large bfloat16 product, measured; its memory as specified.
+PRODUCT_FLOPS, MEMORY_BYTES = 790e12, 4.8e12
 
 # What the compiler asks of a device, in its own text format.
 DESCRIPTION = """
@@ -99,6 +106,57 @@ def compiled(case: Case, devices: list, fsdp: int = 1) -> tuple[jax.stages.Compi
     return step.compile(), work, state
 
 
+_INSTRUCTION = re.compile(r"\s*(?:ROOT )?(%[\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)(?:, |$)")
+_NAME = re.compile(r"%[\w.-]+")
+# Neither read nor written by themselves, or counted as FLOPs.
+_FREE = {"parameter", "constant", "bitcast", "get-tuple-element", "tuple", "while"}
+
+
+def moved_bytes(text: str) -> float:
+    """Bytes that a compiled program's kernels read and write, without products, convolutions and attention.
+
+    From its text; a loop's body counts as often as it runs. Slices read what they give, all others whole arrays.
+    """
+    computations: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if line.endswith("{") and (found := re.match(r"(ENTRY )?(%[\w.-]+) \(", line)):
+            own = computations.setdefault("ENTRY" if found[1] else found[2], [])
+        elif line.startswith("  "):
+            own.append(line)
+
+    def moved(name: str) -> float:
+        sizes: dict[str, int] = {}
+        total = 0.0
+        for line in computations[name]:
+            if not (found := _INSTRUCTION.match(line)):
+                continue
+            result, shape, kind, operands = found.groups()
+            sizes[result] = communication.array_bytes(shape)
+            if kind == "while":
+                runs = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
+                total += int(runs[1] if runs else 1) * moved(re.search(r"body=(%[\w.-]+)", line)[1])
+            if kind in _FREE or "custom-call" in kind or "gemm_fusion" in result:
+                continue
+            read = sum(sizes.get(name, 0) for name in set(_NAME.findall(operands)))
+            total += sizes[result] + (min(read, sizes[result]) if "slice" in result else read)
+        return total
+
+    return moved("ENTRY")
+
+
+def float8_flops(case: Case, kinds: tuple[str, ...]) -> float:
+    """FLOPs of one joint step's products that are in float8."""
+    shape = case.shape
+    sizes = {"qkv": 3 * shape.width**2, "proj": shape.width**2, "fc1": shape.width * shape.hidden}
+    sizes |= {"fc2": sizes["fc1"], "w12": 2 * sizes["fc1"], "w3": sizes["fc1"]}
+    tokens = sum(
+        images * (1 + shape.registers + (height // shape.patch) * (width // shape.patch))
+        for images, crop in zip((case.depth, case.auxiliary), workload.crops(case), strict=True)
+        for height, width in [hand_count.padded(crop, shape.patch)]
+    )
+    return 2.0 * tokens * shape.depth * sum(sizes[kind] for kind in kinds)
+
+
 def row_of(case: Case, devices: list, fsdp: int, text_folder: Path | None) -> dict[str, Any]:
     """What the compiled program of a case shows."""
     began = time.perf_counter()
@@ -108,14 +166,19 @@ def row_of(case: Case, devices: list, fsdp: int, text_folder: Path | None) -> di
         text_folder.mkdir(parents=True, exist_ok=True)
         (text_folder / f"{str(case).replace(' ', '_')}.hlo").write_text(text, encoding="utf-8")
     memory, backbone = program.memory_analysis(), work.model.backbone
+    counted, moved = workload.counted(case), moved_bytes(text) / case.ahead
+    floor = (counted - float8_flops(case, backbone.float8) / 2) / PRODUCT_FLOPS + moved / MEMORY_BYTES
     return {
         "attention_calls": kernels.attention_calls(text),
-        "attention_wanted": backbone.config.depth,
+        "attention_wanted": backbone.config.depth * len(work.todo),  # of each size of image
         "float8_products": kernels.float8_products(text),
         "float8_wanted": backbone.config.depth * len(backbone.float8),
         "convolutions": text.count('custom_call_target="__cudnn$conv'),
         "program_bytes": measure.program_bytes(program),
         "temporary_bytes": memory.temp_size_in_bytes,
+        "flops": counted,
+        "moved_bytes": moved,
+        "floor_seconds": floor / len(devices),
         "traffic": communication.traffic(text),
         "missing": kernels.missing(text, backbone),
         "compile_seconds": seconds,
@@ -142,12 +205,12 @@ def run(given: argparse.Namespace, names: list[str]) -> bool:
                     for kind, found in (("attention", "calls"), ("float8", "products"))),
             str(row["convolutions"]), shown(row["program_bytes"], 3, 2**-30), shown(row["temporary_bytes"], 3, 2**-30),
             shown(row["traffic"]["all-reduce"], 4, 1e-6), shown(row["traffic"]["all-gather"], 4, 1e-6),
-            shown(row["compile_seconds"]),
+            shown(row["floor_seconds"], 3, 1e3), shown(row["compile_seconds"]),
         ]
         for name, row in rows.items()
     ]  # fmt: skip
     titles = ["case", "cuDNN attention", "float8", "convolutions", "GiB", "of it temporary", "all-reduce MB",
-              "all-gather MB", "compile s"]  # fmt: skip
+              "all-gather MB", "floor, ms/step", "compile s"]  # fmt: skip
     print(f"\n{results.device}, described\n" + table(titles, lines) + f"\nwritten to {results.path}")
     for line in dict.fromkeys(line for row in rows.values() for line in row["missing"]):
         print(line)

@@ -25,6 +25,11 @@ def traffic(text: str) -> dict[str, int]:
     return {kind: found[kind] for kind in KINDS}
 
 
+def array_bytes(shape: str) -> int:
+    """Bytes of an array, or of all of a tuple's, written as in a program's text: "(bf16[4,24]{1,0}, u8[0]{0})"."""
+    return sum(_size(dtype, dimensions) for dtype, dimensions in _ARRAY.findall(_COMMENT.sub("", shape)))
+
+
 def _size(dtype: str, dimensions: str) -> int:
     entries = 1
     for dimension in filter(None, dimensions.split(",")):

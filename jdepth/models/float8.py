@@ -1,10 +1,10 @@
 """Matrix products of a frozen backbone in float8: operands in E4M3, sums in float32.
 
 Each output channel of a weight and each token of an activation has a scale of its own, both outside of the product:
-y[t, c] = (Σ q_x[t, i] · q_w[c, i]) · s_x[t] · s_w[c]. One scale for all tokens would cost no less, since the scale is
-found while a token's row is normalised anyway, and would make an image's features depend on what else is in the batch,
-on the number of devices and on the look-ahead. DINOv2's few huge channels would also take the range of all other
-tokens (`benchmarks/float8.py` compares both).
+y[t, c] = (Σ q_x[t, i] · q_w[c, i]) · s_x[t] · s_w[c]. One scale for a whole activation is as accurate
+(`benchmarks/float8.py` compares both: a float8 number has an exponent of its own), but an image's features would then
+depend on what else is in the batch, on the number of devices and on the look-ahead. A token's scale is found while its
+row is normalised, in the same kernel.
 """
 
 import jax
