@@ -10,7 +10,8 @@ import pytest
 from tiny_config import PICO, plain
 from tiny_run import save_backbone
 
-from jdepth import compilation, config, dry_run, experiment, kernels, train, weights
+import jdepth
+from jdepth import compilation, config, dry_run, experiment, kernels, predictor, train, weights
 from jdepth.errors import UserError
 from jdepth.models import build, cast_frozen, float8
 from jdepth.models.vit import VisionTransformer
@@ -130,8 +131,8 @@ def test_mistakes(changes, expected, tmp_path):
 
 def test_a_run_holds_its_frozen_backbone_in_float8(quick, tmp_path, capsys):
     file = save_backbone(tmp_path / "b.safetensors")
-    given = {"backbone.train": "frozen", "backbone.weights": str(file), "steps": 4, "log.every": 2, "look_ahead": 2}
-    given |= {"checkpoint.every": 2, "evaluate.every": 2}
+    given = {"backbone.train": "frozen", "backbone.weights": str(file), "steps": 2, "log.every": 2, "look_ahead": 2}
+    given |= {"checkpoint.every": 2, "evaluate.every": 2, "evaluate.rooms": 3}
     rounded = plain(tmp_path / "run", **given, **{"backbone.float8": KINDS})
     held = {}
     for name, own in (("whole", plain(tmp_path, **given)), ("rounded", rounded)):
@@ -153,7 +154,11 @@ def test_a_run_holds_its_frozen_backbone_in_float8(quick, tmp_path, capsys):
     # A CPU rounds to float8 and multiplies in another type, which is said.
     assert "float8: 0 of 16 matrix products of the compiled step are in float8" in capsys.readouterr().err
     assert np.isfinite(scores["last"]["AbsRel"])
-    assert train.train(rounded) == scores  # evaluated again from the checkpoint
+    # Read back as it was trained; portable, for other programs, in float32.
+    held = jdepth.load(rounded["workdir"]).params["backbone"]["blocks_0"]["mlp"]["fc1"]
+    assert held["kernel"].dtype == float8.TYPE
+    whole = predictor.load(rounded["workdir"], portable=True).params["backbone"]["blocks_0"]["mlp"]["fc1"]
+    assert whole["kernel"].dtype == jnp.float32 and "scale" not in whole
 
 
 TEXT = """
