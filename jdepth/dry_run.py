@@ -46,14 +46,18 @@ def abstract_arguments(config: Config, model, runs: population.Runs, ratio: floa
     for member, todo in zip(runs.members, runs.tasks, strict=True):
         trained.append(experiment.abstract_params(member.config, model, todo))
         if config["backbone"]["train"] == "frozen":
-            backbone = trained[-1].pop("backbone")
-            cast = partial(depth_model.cast_frozen, dtype=model.backbone.dtype, float8=model.backbone.float8)
-            frozen = {"backbone": jax.eval_shape(cast, backbone)}
+            frozen = {"backbone": _frozen(model, trained[-1].pop("backbone"))}
     state = jax.eval_shape(lambda p: runs.init_state(p, ratio), trained)
     ahead, batch = config["look_ahead"], abstract_batch(config, classes)
     if ahead > 1:
         batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0], ahead, *x.shape[1:]), x.dtype), batch)
     return state, frozen, batch
+
+
+def _frozen(model, backbone):
+    """Shapes of a frozen backbone's parameters, from those of a trained one."""
+    cast = partial(depth_model.cast_frozen, dtype=model.backbone.dtype, float8=model.backbone.float8)
+    return jax.eval_shape(cast, backbone)
 
 
 def abstract_batch(
@@ -126,6 +130,8 @@ def _evaluation_flops(config: Config, model, images: int, times: int) -> float:
     size = config["evaluate"]["input_size"] or config["data"]["depth"]["rooms_size"] or PUBLISHED_SIZE
     image = jax.ShapeDtypeStruct((1, *(int(s) for s in size), 3), jnp.float32)
     params = experiment.abstract_params(config, model, [])
+    if config["backbone"]["train"] == "frozen":
+        params["backbone"] = _frozen(model, params["backbone"])
     backbone = flops.count(model.features, params["backbone"], image)
     rest = (flops.count(model, params, image) - backbone) * len(population.members(config))
     kept = 0

@@ -149,6 +149,7 @@ def test_a_run_holds_its_frozen_backbone_in_float8(quick, tmp_path, capsys):
     assert sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(after)) < 0.6 * sum(
         x.size * x.dtype.itemsize for x in jax.tree.leaves(before)
     )
+    assert dry_run.figures(rounded)["FLOPs per joint step"] == dry_run.figures(plain(tmp_path, **given))["FLOPs per joint step"]
     capsys.readouterr()
     scores = train.train(rounded)
     # A CPU rounds to float8 and multiplies in another type, which is said.
