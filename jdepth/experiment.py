@@ -90,10 +90,10 @@ class Parameters(NamedTuple):
 
 def check_weights(config: Config) -> None:
     """Raise UserError for backbone weights that are missing or do not fit; reads names and shapes only."""
-    from jdepth import weights
-
     path, name = config["backbone"]["weights"], config["backbone"]["name"]
     if path:
+        from jdepth import weights
+
         with weights.opened(path, parts=("backbone",), backbone=name):
             return
     if config["backbone"]["train"] == "frozen":
