@@ -1,14 +1,31 @@
-"""Compiled programs, kept between starts, and compiled while something else is done."""
+"""Compiled programs, kept between starts, and compiled or loaded while something else is done.
 
+One folder, two ways: JAX keeps every program under its text, so that a later start must trace and lower it to find it.
+The joint step, for which that takes seconds, is kept under what it follows from (`key`) as well.
+"""
+
+import contextlib
 import hashlib
+import json
 import os
+import pickle
 import platform
 import stat
 import sys
+import threading
+import zlib
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import flax
 import jax
+import jax.monitoring
+import jaxlib
+import numpy as np
+import optax
+from jax.experimental import serialize_executable
 
 from jdepth import kernels
 from jdepth.models.vit import VisionTransformer
@@ -17,6 +34,8 @@ from jdepth.models.vit import VisionTransformer
 VARIABLE = "JDEPTH_COMPILATION_CACHE"
 # Smaller programs are compiled as fast as they are found and read.
 LEAST_SECONDS = 0.1
+# Where programs are kept under their keys: set by `keep_programs`, once it has looked at the folder.
+_folder: Path | None = None
 
 
 def keep_programs() -> None:
@@ -26,6 +45,7 @@ def keep_programs() -> None:
     JAX was given a cache of its own (JAX_COMPILATION_CACHE_DIR), that one is used as it is. What lies there is run:
     a folder that others can write to is left alone, with a line on standard error.
     """
+    global _folder
     wanted = os.environ.get(VARIABLE, "")
     if wanted == "off" or jax.config.jax_compilation_cache_dir:
         return
@@ -36,6 +56,7 @@ def keep_programs() -> None:
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST_SECONDS)
+    _folder = folder
 
 
 def _default_folder() -> Path:
@@ -68,21 +89,118 @@ def _obstacle(folder: Path) -> str | None:
     return None if os.access(folder, os.W_OK | os.X_OK) else "cannot be written"
 
 
-def compile_aside(traced: jax.stages.Traced, backbone: VisionTransformer) -> "Future[jax.stages.Compiled]":
-    """Start to compile a traced program in a thread; the future gives it, or raises what kept it from compiling.
+def key(*causes: Any) -> str:
+    """Name of the program that follows from `causes` (by their text), from this code, and from what it runs on."""
+    digest = hashlib.sha256()
+    root = Path(__file__).parent
+    for source in sorted(root.rglob("*.py")):
+        digest.update(f"{source.relative_to(root)} {source.stat().st_size}\n".encode() + source.read_bytes())
+    around = {
+        "versions": [sys.version, *(module.__version__ for module in (jax, jaxlib, flax, optax, np))],
+        "settings": sorted(jax.config.values.items()),
+        "flags": [os.environ.get(name) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")],
+        "devices": [(device.id, device.device_kind) for device in jax.devices()],
+        "platform": (jax.devices()[0].client.platform_version, _instructions()),
+        "causes": causes,
+    }
+    digest.update(json.dumps(around, sort_keys=True, default=repr).encode())
+    return digest.hexdigest()
+
+
+class Kept(NamedTuple):
+    """A program that an earlier start kept.
+
+    Attributes:
+      needed: bytes that it was estimated to need before it was compiled.
+      program: what loading it gives; None where it cannot be loaded.
+    """
+
+    needed: float
+    program: "Future[jax.stages.Compiled | None]"
+
+
+def find(name: str) -> Kept | None:
+    """The program kept under the key `name`, which a thread now loads; None where there is none, or not all of it."""
+    if not _keeps():
+        return None
+    try:
+        needed, *parts = pickle.loads(zlib.decompress((_folder / name).read_bytes()))
+    except (OSError, zlib.error):
+        return None
+
+    def loaded():
+        try:
+            return serialize_executable.deserialize_and_load(*parts)
+        except Exception as error:  # whatever a backend says of bytes that it does not take
+            print(f"{_folder / name}: cannot be loaded and is compiled again ({error})", file=sys.stderr)
+            return None
+
+    return Kept(needed, _aside(loaded))
+
+
+def compile_aside(
+    trace: Callable[[], jax.stages.Traced],
+    backbone: VisionTransformer,
+    name: str,
+    needed: float,
+    kept: Kept | None = None,
+) -> "Future[jax.stages.Compiled]":
+    """The kept program, otherwise what a thread now compiles of `trace()` and keeps under the key `name`; the future
+    gives it, or raises what kept it from compiling.
 
     Says on standard error where its text lacks kernels that the backbone counts on.
     """
 
     def compiled():
-        program = traced.lower().compile()
+        program = kept.program.result() if kept else None
+        if program is None:
+            with _newly_compiled() as new:
+                program = trace().lower().compile()
+            if new and _keeps():
+                _aside(_keep, name, program, needed)
         if backbone.attention == "cudnn" or backbone.float8:
             for line in kernels.missing(program.as_text(), backbone):
                 print(line, file=sys.stderr)
         return program
 
+    return _aside(compiled)
+
+
+def _aside(work: Callable, *arguments: Any) -> Future:
     pool = ThreadPoolExecutor(1, thread_name_prefix="compile")
     try:
-        return pool.submit(compiled)
+        return pool.submit(work, *arguments)
     finally:
         pool.shutdown(wait=False)
+
+
+def _keeps() -> bool:
+    """Processes that compile wait for each other, in vain where some have the program and others have not."""
+    return _folder is not None and jax.process_count() == 1
+
+
+@contextlib.contextmanager
+def _newly_compiled() -> Iterator[list[str]]:
+    """Gets an entry for every program that this thread compiles and JAX keeps. One that JAX had kept gets none: what
+    XLA for CPUs has read it writes without some of its functions, which shows when it is run."""
+    found, thread = [], threading.get_ident()
+
+    def listen(event: str, **_: Any) -> None:
+        if event == "/jax/compilation_cache/cache_misses" and threading.get_ident() == thread:
+            found.append(event)
+
+    jax.monitoring.register_event_listener(listen)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_listener(listen)
+
+
+def _keep(name: str, program: jax.stages.Compiled, needed: float) -> None:
+    unfinished = _folder / f"{name}.{os.getpid()}"
+    try:
+        text = pickle.dumps((needed, *serialize_executable.serialize(program)))
+        unfinished.write_bytes(zlib.compress(text, level=1))
+        os.replace(unfinished, _folder / name)
+    except Exception as error:  # a full disk, or whatever a backend says of a program that it cannot write
+        print(f"{_folder}: the compiled step is not kept ({error})", file=sys.stderr)

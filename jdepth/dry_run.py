@@ -1,6 +1,6 @@
 """What a run would need, from its config alone: no data, no weights, nothing computed on a device."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,16 +37,21 @@ def abstract_step(config: Config):
     runs = population.Runs(config, model, classes.get)
     ratio = config["backbone"]["lr_ratio"] if config["backbone"]["train"] == "full" else None
     joint = runs.build(ratio, config["look_ahead"], accumulate=config["accumulate"])
-    return model, joint, *abstract_arguments(config, model, runs, ratio, classes)
+    return model, joint, *abstract_arguments(config, model, runs, ratio, classes, runs.shapes())
 
 
-def abstract_arguments(config: Config, model, runs: population.Runs, ratio: float | None, classes: Mapping):
-    """(training state, frozen parameters, batch) of the joint step, as shapes. `classes`: class counts by task."""
-    trained, frozen = [], {}
-    for member, todo in zip(runs.members, runs.tasks, strict=True):
-        trained.append(experiment.abstract_params(member.config, model, todo))
-        if config["backbone"]["train"] == "frozen":
-            frozen = {"backbone": _frozen(model, trained[-1].pop("backbone"))}
+def abstract_arguments(
+    config: Config, model, runs: population.Runs, ratio: float | None, classes: Mapping, shapes: Sequence[Mapping]
+):
+    """(training state, frozen parameters, batch) of the joint step, as shapes.
+
+    Args:
+      classes: class counts by task.
+      shapes: of every member's parameters.
+    """
+    trained, frozen = [dict(own) for own in shapes], {}
+    if config["backbone"]["train"] == "frozen":
+        frozen = {"backbone": _frozen(model, [own.pop("backbone") for own in trained][0])}
     state = jax.eval_shape(lambda p: runs.init_state(p, ratio), trained)
     ahead, batch = config["look_ahead"], abstract_batch(config, classes)
     if ahead > 1:

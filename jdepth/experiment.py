@@ -93,10 +93,10 @@ class Parameters(NamedTuple):
 
 def check_weights(config: Config) -> None:
     """Raise UserError for backbone weights that are missing or do not fit; reads names and shapes only."""
-    from jdepth import weights
-
     path, name = config["backbone"]["weights"], config["backbone"]["name"]
     if path:
+        from jdepth import weights
+
         with weights.opened(path, parts=("backbone",), backbone=name):
             return
     if config["backbone"]["train"] == "frozen":
@@ -112,12 +112,14 @@ def initial_params(
     todo: list[tasks.Task],
     place: Callable[[Any], Any] | None = None,
     shared: Parameters | None = None,
+    shapes: dict[str, Any] | None = None,
 ) -> Parameters:
     """Fresh or loaded parameters as the config says, each straight on the devices that hold it.
 
     Args:
       place: a tree of parameters or shapes -> where each lies; None puts all on the first device.
       shared: the start of another run on the same frozen backbone, which is not read again.
+      shapes: what `abstract_params` gives, where that is known.
 
     A backbone's file is read array by array: neither the host nor a device ever holds more of it than one array
     beside its share. Raises UserError for weights that do not fit.
@@ -128,7 +130,7 @@ def initial_params(
     if place is None:
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         place = partial(jax.tree.map, lambda _: device)
-    shapes = abstract_params(config, model, todo)
+    shapes = shapes or abstract_params(config, model, todo)
     report, fingerprint, loaded = [], "", {}
     if shared is not None:
         loaded["backbone"], fingerprint = shared.frozen["backbone"], shared.fingerprint

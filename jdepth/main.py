@@ -3,6 +3,7 @@
     python -m jdepth.main --config configs/quickstart.py [--config.key=value ...] [--dry_run]
 """
 
+import gc
 from pathlib import Path
 
 from absl import flags
@@ -56,8 +57,12 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
 
         dry_run.show(config)
         return 0
+    # What imports make stays: it is not looked through for garbage, now or while the step is traced.
+    gc.disable()
     from jdepth import compilation, multihost, train
 
+    gc.freeze()
+    gc.enable()
     compilation.keep_programs()
     with multihost.joined(values.multihost, values.start_timeout, values.lost_timeout):
         try:

@@ -28,22 +28,21 @@ def check(program: jax.stages.Compiled, rows: int, size: tuple[int, int], name: 
         )
 
 
-def check_step(
-    config: Mapping[str, Any], traced: jax.stages.Traced, donated: int, devices: int, held: int = 0
-) -> float:
-    """GiB that the traced joint step is estimated to need on each of `devices` that share its batch.
+def step_bytes(traced: jax.stages.Traced, donated: int, devices: int, held: int = 0) -> float:
+    """Bytes that the traced joint step is estimated to need on each of `devices` that share its batch.
 
     Args:
       donated: so many of its arrays, the first ones, are overwritten.
       held: bytes of its arguments on one device, where they are divided; 0: each device holds all of them.
-
-    Raises UserError, naming the keys to change, where that is certainly more than is free. Nothing is compiled.
     """
     whole = peak_memory.peak_of(traced.jaxpr.jaxpr, donated)
     arguments = sum(x.size * x.dtype.itemsize for x in traced.jaxpr.in_avals)
-    needed = (held or arguments) + (whole - arguments) / devices
+    return (held or arguments) + (whole - arguments) / devices
+
+
+def check_step(config: Mapping[str, Any], needed: float, devices: int) -> None:
+    """Raise UserError, naming the keys to change, where `needed` of `step_bytes` is certainly more than is free."""
     _refuse_step(config, needed, needed / ESTIMATE_ERROR, devices, "is estimated to need")
-    return needed / 2**30
 
 
 def check_compiled_step(config: Mapping[str, Any], program: jax.stages.Compiled, devices: int) -> None:

@@ -128,6 +128,11 @@ class Runs:
                 places[member] = str(number), index
         return groups, places
 
+    def shapes(self) -> list[dict[str, Any]]:
+        """`experiment.abstract_params` of each member."""
+        pairs = zip(self.members, self.tasks, strict=True)
+        return [experiment.abstract_params(member.config, self._model, todo) for member, todo in pairs]
+
     def init_state(self, params: Sequence[Any], ratio: float | None) -> TrainState:
         """State before the first step, from each member's parameters. `ratio` is None for a frozen backbone."""
         if self.alone:

@@ -1,6 +1,7 @@
 """The run: build, restore, loop, log, evaluate, save."""
 
 import contextlib
+import functools
 import json
 import time
 from collections.abc import Mapping
@@ -22,6 +23,8 @@ from jdepth.run_evaluation import Evaluation, final_evaluation
 Config = Mapping[str, Any]
 # Batches among which there must be valid depth.
 FIRST_BATCHES = 8
+# Keys of a config that the joint step does not follow from, beside its batch's shapes.
+OUTSIDE_STEP = ("workdir", "data_dir", "data", "seed", "init_seed", "init_from", "evaluate", "checkpoint", "log")
 
 
 def train(config: Config) -> dict[str, Any]:
@@ -61,7 +64,12 @@ def train(config: Config) -> dict[str, Any]:
     runs = population.Runs(config, model, counts)
     ratio = config["backbone"]["lr_ratio"] if config["backbone"]["train"] == "full" else None
     classes = {task: counts(task) for task in population.tasks(config)}
-    abstract = dry_run.abstract_arguments(config, model, runs, ratio, classes)
+    # Kept by an earlier start, a program is loaded while its arguments' shapes are found, weights and first data read.
+    same = {k: v for k, v in config.items() if k not in OUTSIDE_STEP}
+    name = compilation.key("step", same, model, classes, dry_run.abstract_batch(config, classes), mesh)
+    kept = compilation.find(name)
+    shapes = runs.shapes()
+    abstract = dry_run.abstract_arguments(config, model, runs, ratio, classes, shapes)
     ahead, mapped = config["look_ahead"], mesh.devices.flat[0].platform != "cpu"
     lies, shared = parallel.placement(mesh, abstract[:2]), parallel.joint_batch(mesh, ahead)
     joint_step = jax.jit(
@@ -71,18 +79,19 @@ def train(config: Config) -> dict[str, Any]:
         out_shardings=(lies[0], parallel.replicated(mesh)),
     )
     # What does not fit the device is told before it is compiled, and compiled while weights and first data are read.
-    traced = joint_step.trace(*abstract)
+    trace = functools.cache(partial(joint_step.trace, *abstract))
     held = parallel.held_bytes(abstract[:2], lies) + parallel.held_bytes(abstract[2], shared)
-    memory.check_step(config, traced, len(jax.tree.leaves(abstract[0])), mesh.size, held)
-    compiled = compilation.compile_aside(traced, model.backbone)
+    needed = kept.needed if kept else memory.step_bytes(trace(), len(jax.tree.leaves(abstract[0])), mesh.size, held)
+    memory.check_step(config, needed, mesh.size)
+    compiled = compilation.compile_aside(trace, model.backbone, name, needed, kept)
 
     # ---- State -----------------------------------------------------------------------------------
     going_on = bool(checkpoint.steps(workdir, "last"))
     starts: list[experiment.Parameters] = []
-    for member, todo in zip(runs.members, runs.tasks, strict=True):
+    for member, todo, shape in zip(runs.members, runs.tasks, shapes, strict=True):
         given = {**member.config, "init_from": ""} if going_on else member.config
         place, before = partial(parallel.placement, mesh), starts[0] if starts else None
-        starts.append(experiment.initial_params(given, model, todo, place, before))
+        starts.append(experiment.initial_params(given, model, todo, place, before, shape))
     frozen, fingerprint = starts[0].frozen, starts[0].fingerprint
     for line in starts[0].report:
         print(line)

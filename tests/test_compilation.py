@@ -1,8 +1,10 @@
 """Kept programs: where, when not, and that they compute what freshly compiled ones do."""
 
 import os
+import pickle
 import subprocess
 import sys
+import zlib
 
 import jax
 import pytest
@@ -22,11 +24,32 @@ print(jax.device_get(f(jax.random.normal(jax.random.key(0), (64, 32)))).tobytes(
 """
 
 
+# Prints what the step was estimated to need, where it was kept, and its result; and tells when it is traced.
+STEP = """
+import sys
+from jdepth import compilation
+compilation.LEAST_SECONDS = 0.0
+compilation.keep_programs()
+import jax, jax.numpy as jnp
+from jdepth.models import BACKBONES, VisionTransformer
+f = jax.jit(lambda tree: {"y": jax.nn.softmax(jnp.tanh(tree["x"] @ tree["x"].T))})
+x = {"x": jax.random.normal(jax.random.key(0), (64, 32))}
+def trace():
+    print("traced", file=sys.stderr)
+    return f.trace(x)
+name = compilation.key("step", CAUSE)
+kept = compilation.find(name)
+program = compilation.compile_aside(trace, VisionTransformer(BACKBONES["vit_nano14"]), name, 1.5, kept).result()
+print(kept and kept.needed, jax.device_get(program(x)["y"]).tobytes().hex())
+"""
+
+
 @pytest.fixture
 def unset(monkeypatch):
     """JAX as it starts: without a folder of compiled programs."""
     before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
     monkeypatch.delenv(compilation.VARIABLE, raising=False)
+    monkeypatch.setattr(compilation, "_folder", None)
     jax.config.update("jax_compilation_cache_dir", None)
     yield
     jax.config.update("jax_compilation_cache_dir", before[0])
@@ -70,11 +93,11 @@ def test_off_and_a_cache_of_jaxs_own_are_respected(unset, tmp_path, monkeypatch)
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "theirs") and not (tmp_path / "ours").exists()
 
 
-def run(cache) -> tuple[str, str]:
+def run(cache, program=PROGRAM) -> tuple[str, str]:
     environment = os.environ | {compilation.VARIABLE: str(cache), "JAX_PLATFORMS": "cpu"}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout, done.stderr
@@ -94,9 +117,75 @@ def test_a_kept_program_computes_the_same_and_says_nothing(tmp_path):
     assert run(tmp_path / "kept")[0] == fresh
 
 
+def test_a_kept_step_is_found_by_what_it_follows_from(tmp_path):
+    cache = tmp_path / "kept"
+    one, other = STEP.replace("CAUSE", "1"), STEP.replace("CAUSE", "2")
+    fresh, said = run("off", one)
+    assert said == "traced\n" and run(cache, one) == (fresh, said)
+    (file,) = (path for path in cache.iterdir() if len(path.name) == 64)
+    before = file.read_bytes()
+    assert run(cache, one) == (fresh.replace("None", "1.5"), "")  # not even traced
+    # Of other causes, but the same to JAX: XLA could not write what it has read, so only JAX keeps it.
+    assert run(cache, other) == run(cache, other) == (fresh, "traced\n")
+    assert len([path for path in cache.iterdir() if len(path.name) == 64]) == 1
+    # Of a start that was killed while it wrote, or by other means.
+    file.write_bytes(before[: len(before) // 2])
+    assert run(cache, one) == (fresh, "traced\n")
+
+
+def test_a_kept_step_that_cannot_be_loaded_is_compiled(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compilation, "_folder", tmp_path)
+    (tmp_path / "name").write_bytes(zlib.compress(pickle.dumps((2.0, b"", None, None))))
+    kept = compilation.find("name")
+    traced = jax.jit(lambda x: x + 1).trace(jax.ShapeDtypeStruct((), "float32"))
+    program = compilation.compile_aside(lambda: traced, build(PICO).backbone, "name", kept.needed, kept).result()
+    assert kept.needed == 2 and program(jax.numpy.float32(1)) == 2
+    assert "cannot be loaded and is compiled again" in capsys.readouterr().err
+
+
+def test_a_key_follows_causes_settings_and_flags(monkeypatch):
+    before = compilation.key("step", {"a": 1, "b": 2})
+    assert compilation.key("step", {"b": 2, "a": 1}) == before
+    assert compilation.key("step", {"a": 1, "b": 3}) != before
+    with monkeypatch.context() as patch:
+        patch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+        assert compilation.key("step", {"a": 1, "b": 2}) != before
+    highest = jax.config.jax_default_matmul_precision
+    jax.config.update("jax_default_matmul_precision", "highest")
+    try:
+        assert compilation.key("step", {"a": 1, "b": 2}) != before
+    finally:
+        jax.config.update("jax_default_matmul_precision", highest)
+
+
+def train(cache, workdir, seed) -> bytes:
+    """The rows of two steps."""
+    environment = os.environ | {compilation.VARIABLE: str(cache), "JAX_PLATFORMS": "cpu"}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    changes = ["steps=2", "log.every=1", "evaluate.every=2", "checkpoint.every=2"]
+    flags = [f"--config.{change}" for change in (*changes, f"seed={seed}", f"workdir={workdir}")]
+    command = [sys.executable, "-m", "jdepth.main", "--config", "tests/tiny_config.py", *flags]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return (workdir / "metrics.jsonl").read_bytes()
+
+
+def test_the_kept_step_of_one_run_is_that_of_another_seed(tmp_path):
+    train(tmp_path / "kept", tmp_path / "first", seed=0)
+    (file,) = (path for path in (tmp_path / "kept").iterdir() if len(path.name) == 64)
+    written = file.stat().st_mtime_ns
+    for known_to_jax in (tmp_path / "kept").glob("jit_*"):
+        known_to_jax.unlink()
+    assert train(tmp_path / "kept", tmp_path / "second", seed=1) == train("off", tmp_path / "alone", seed=1)
+    assert file.stat().st_mtime_ns == written  # it was not compiled again
+
+
 def test_a_program_is_compiled_aside(capsys):
     traced = jax.jit(lambda x: x + 1).trace(jax.ShapeDtypeStruct((), "float32"))
-    assert compilation.compile_aside(traced, build(PICO).backbone).result()(jax.numpy.float32(1)) == 2
+    aside = lambda kernel: compilation.compile_aside(  # noqa: E731
+        lambda: traced, build(PICO, attention=kernel).backbone, "name", 0.0
+    ).result()
+    assert aside("plain")(jax.numpy.float32(1)) == 2
     assert not capsys.readouterr().err
-    compilation.compile_aside(traced, build(PICO, attention="cudnn").backbone).result()
+    aside("cudnn")
     assert "cuDNN was chosen, but the compiled step does not call it" in capsys.readouterr().err

@@ -196,5 +196,5 @@ def test_kernels_are_read_from_the_compiled_text():
 
 def test_a_program_without_its_kernels_is_told(capsys):
     traced = jax.jit(lambda x: x + 1).trace(jax.ShapeDtypeStruct((), "float32"))
-    compilation.compile_aside(traced, build(PICO, float8=KINDS).backbone).result()
+    compilation.compile_aside(lambda: traced, build(PICO, float8=KINDS).backbone, "name", 0.0).result()
     assert "config.backbone.float8" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from jdepth.errors import UserError
 
 def test_too_little_device_memory_is_told_before_compiling(quick, tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "free", lambda: 2**20)
-    monkeypatch.setattr(compilation, "compile_aside", lambda traced: pytest.fail("it was compiled"))
+    monkeypatch.setattr(compilation, "compile_aside", lambda *_: pytest.fail("it was compiled"))
     with pytest.raises(UserError) as caught:
         train.train(plain(tmp_path / "run"))
     line = str(caught.value)
@@ -30,14 +30,15 @@ def traced():
 @pytest.mark.parametrize("free, fits", [(1.5, False), (1.8, True), (3.0, True)])
 def test_only_what_certainly_does_not_fit_is_refused(free, fits, traced, monkeypatch):
     monkeypatch.setattr(memory, "free", lambda: int(free * 2**30))
+    needed = memory.step_bytes(traced, 0, 1)
+    assert needed == 2 * 2**30
     if fits:
-        assert memory.check_step(plain("x"), traced, 0, 1) == 2.0
+        memory.check_step(plain("x"), needed, 1)
     else:
         with pytest.raises(UserError, match="estimated to need 2.0 GiB on each of 1 devices, and 1.5 GiB are free"):
-            memory.check_step(plain("x"), traced, 0, 1)
+            memory.check_step(plain("x"), needed, 1)
 
 
-def test_devices_share_what_is_not_held(traced, monkeypatch):
-    monkeypatch.setattr(memory, "free", lambda: None)
-    assert memory.check_step(plain("x"), traced, 0, 4) == 1.25
-    assert memory.check_step(plain("x"), traced, 0, 4, held=2**28) == 0.5
+def test_devices_share_what_is_not_held(traced):
+    assert memory.step_bytes(traced, 0, 4) == 1.25 * 2**30
+    assert memory.step_bytes(traced, 0, 4, held=2**28) == 0.5 * 2**30
