@@ -170,6 +170,7 @@ def train(cache, workdir, seed) -> bytes:
     return (workdir / "metrics.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_kept_step_of_one_run_is_that_of_another_seed(tmp_path):
     train(tmp_path / "kept", tmp_path / "first", seed=0)
     (file,) = (path for path in (tmp_path / "kept").iterdir() if len(path.name) == 64)
