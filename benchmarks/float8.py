@@ -20,6 +20,7 @@ from unittest import mock
 import measure
 from measure import RESULTS, Results, UserError, shown, table
 
+import hand_count
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -166,7 +167,8 @@ def print_products(results: Results, case: workload.Case, given: argparse.Namesp
     side = 2 if shape.ffn == "swiglu" else 1
     sizes = {"qkv": (shape.width, 3 * shape.width), "proj": (shape.width, shape.width)}
     sizes |= dict(zip(float8.KINDS[shape.ffn][2:], [(shape.width, side * shape.hidden), (shape.hidden, shape.width)]))
-    tokens = case.depth * (1 + shape.registers + (case.crop[0] // shape.patch) * (case.crop[1] // shape.patch))
+    height, width = hand_count.padded(case.crop, shape.patch)
+    tokens = case.depth * (1 + shape.registers + (height // shape.patch) * (width // shape.patch))
     for name, (inside, out) in sizes.items():
         x, kernel = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(tokens, inside), (inside, out)]))
         x, whole, held = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16), float8.quantise_kernel(kernel)

@@ -12,6 +12,7 @@ import pickle
 import platform
 import stat
 import sys
+import tempfile
 import threading
 import zlib
 from collections.abc import Callable, Iterator
@@ -43,14 +44,18 @@ def keep_programs() -> None:
 
     In ~/.cache/jdepth (XDG_CACHE_HOME) or the folder that JDEPTH_COMPILATION_CACHE names; "off" keeps nothing. Where
     JAX was given a cache of its own (JAX_COMPILATION_CACHE_DIR), that one is used as it is. What lies there is run:
-    a folder that others can write to is left alone, with a line on standard error.
+    a folder that others can write to is left alone, with a line on standard error, any other is closed to them.
     """
     global _folder
     wanted = os.environ.get(VARIABLE, "")
     if wanted == "off" or jax.config.jax_compilation_cache_dir:
         return
-    folder = Path(wanted).expanduser() if wanted else _default_folder()
-    obstacle = _obstacle(folder)
+    folder, obstacle = Path(wanted or "~/.cache/jdepth"), ""
+    try:
+        folder = Path(wanted).expanduser() if wanted else _default_folder()
+    except RuntimeError:  # as in a container
+        obstacle = "this user has no home folder"
+    obstacle = obstacle or _obstacle(folder)
     if obstacle:
         print(f"{folder}: {obstacle}, so compiled programs are not kept; set {VARIABLE} to another", file=sys.stderr)
         return
@@ -80,31 +85,59 @@ def _obstacle(folder: Path) -> str | None:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.stat()
-    except (OSError, RuntimeError) as error:
-        return f"cannot be made ({getattr(error, 'strerror', None) or error})"
+    except OSError as error:
+        return f"cannot be made ({error.strerror or error})"
     if not stat.S_ISDIR(found.st_mode):
         return "is no folder"
     if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         return "belongs to others or can be written by them"
-    return None if os.access(folder, os.W_OK | os.X_OK) else "cannot be written"
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return "cannot be written"
+    folder.chmod(0o700)  # files in it may have been made for a group to write
+    return None
+
+
+def _code() -> str:
+    """Checksum of jdepth's sources."""
+    digest, root = hashlib.sha256(), Path(__file__).parent
+    for source in sorted(root.rglob("*.py")):
+        digest.update(f"{source.relative_to(root)} {source.stat().st_size}\n".encode() + source.read_bytes())
+    return digest.hexdigest()
+
+
+# Of what this process runs: the files may change while it does.
+CODE = _code()
 
 
 def key(*causes: Any) -> str:
-    """Name of the program that follows from `causes` (by their text), from this code, and from what it runs on."""
-    digest = hashlib.sha256()
-    root = Path(__file__).parent
-    for source in sorted(root.rglob("*.py")):
-        digest.update(f"{source.relative_to(root)} {source.stat().st_size}\n".encode() + source.read_bytes())
+    """Name of the program that follows from `causes`, from this code, and from what it runs on.
+
+    Causes count by their JSON; functions by the files that they stand in, other objects by their repr.
+    """
     around = {
+        "code": CODE,
         "versions": [sys.version, *(module.__version__ for module in (jax, jaxlib, flax, optax, np))],
         "settings": sorted(jax.config.values.items()),
-        "flags": [os.environ.get(name) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")],
+        "flags": [_flags(os.environ.get(name, "")) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")],
         "devices": [(device.id, device.device_kind) for device in jax.devices()],
         "platform": (jax.devices()[0].client.platform_version, _instructions()),
         "causes": causes,
     }
-    digest.update(json.dumps(around, sort_keys=True, default=repr).encode())
-    return digest.hexdigest()
+    return hashlib.sha256(json.dumps(around, sort_keys=True, default=_text).encode()).hexdigest()
+
+
+def _flags(value: str) -> str:
+    """Flags, also those of a file that is named in their place."""
+    file = Path(value)
+    return value if value.startswith("-") or not file.is_file() else file.read_text(errors="replace")
+
+
+def _text(cause: Any) -> str:
+    code = getattr(cause, "__code__", None)
+    if code is None:
+        return repr(cause)
+    file = Path(code.co_filename)
+    return f"{cause.__qualname__} {file.read_text() if file.is_file() else code.co_code.hex()}"
 
 
 class Kept(NamedTuple):
@@ -121,21 +154,28 @@ class Kept(NamedTuple):
 
 def find(name: str) -> Kept | None:
     """The program kept under the key `name`, which a thread now loads; None where there is none, or not all of it."""
-    if not _keeps():
+    if not _keeps() or not (_folder / name).is_file():
+        return None
+    file = _folder / name
+    if file.stat().st_uid != os.getuid() or file.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        print(f"{file}: belongs to others or can be written by them, and is not used", file=sys.stderr)
         return None
     try:
-        needed, *parts = pickle.loads(zlib.decompress((_folder / name).read_bytes()))
-    except (OSError, zlib.error):
-        return None
+        needed, *parts = pickle.loads(zlib.decompress(file.read_bytes()))
+    except Exception as error:  # of a start that was killed, or of a damaged disk
+        return _not_loaded(file, error)
 
     def loaded():
         try:
             return serialize_executable.deserialize_and_load(*parts)
         except Exception as error:  # whatever a backend says of bytes that it does not take
-            print(f"{_folder / name}: cannot be loaded and is compiled again ({error})", file=sys.stderr)
-            return None
+            return _not_loaded(file, error)
 
     return Kept(needed, _aside(loaded))
+
+
+def _not_loaded(file: Path, error: Exception) -> None:
+    print(f"{file}: cannot be loaded and is compiled again ({error}); delete it", file=sys.stderr)
 
 
 def compile_aside(
@@ -197,10 +237,14 @@ def _newly_compiled() -> Iterator[list[str]]:
 
 
 def _keep(name: str, program: jax.stages.Compiled, needed: float) -> None:
-    unfinished = _folder / f"{name}.{os.getpid()}"
+    unfinished = None
     try:
-        text = pickle.dumps((needed, *serialize_executable.serialize(program)))
-        unfinished.write_bytes(zlib.compress(text, level=1))
-        os.replace(unfinished, _folder / name)
+        text = zlib.compress(pickle.dumps((needed, *serialize_executable.serialize(program))), level=1)
+        with tempfile.NamedTemporaryFile(dir=_folder, prefix=f"{name}.", delete=False) as file:
+            unfinished = Path(file.name)
+            file.write(text)
+        unfinished.replace(_folder / name)
     except Exception as error:  # a full disk, or whatever a backend says of a program that it cannot write
         print(f"{_folder}: the compiled step is not kept ({error})", file=sys.stderr)
+        if unfinished is not None:
+            unfinished.unlink(missing_ok=True)

@@ -178,6 +178,8 @@ def _check_tuples(given: Mapping[str, Any]) -> None:
     for name in given["backbone.float8"]:
         if name not in FLOAT8:
             raise UserError(f"config.backbone.float8: {name!r} is not one of {', '.join(FLOAT8)}")
+        if given["backbone.float8"].count(name) > 1:
+            raise UserError(f"config.backbone.float8: {name!r} stands there more than once")
     for key in INTERVALS:
         value = given[key]
         if len(value) != 2 or not 0 <= value[0] <= value[1]:

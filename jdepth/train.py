@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from jdepth import checkpoint, compilation, config as config_module, dry_run, experiment, inputs, logbook, memory
-from jdepth import multihost, parallel, population, record, step
+from jdepth import losses, multihost, parallel, population, record, step, tasks
 from jdepth.checkpoint import Checkpoints
 from jdepth.data.pipeline import joint_batches
 from jdepth.data.streams import JointBatches
@@ -66,7 +66,9 @@ def train(config: Config) -> dict[str, Any]:
     classes = {task: counts(task) for task in population.tasks(config)}
     # Kept by an earlier start, a program is loaded while its arguments' shapes are found, weights and first data read.
     same = {k: v for k, v in config.items() if k not in OUTSIDE_STEP}
-    name = compilation.key("step", same, model, classes, dry_run.abstract_batch(config, classes), mesh)
+    same["backbone"] = {**config["backbone"], "weights": ""}
+    written = losses.LOSSES, tasks.TASKS  # a config may bring its own
+    name = compilation.key("step", same, model, classes, dry_run.abstract_batch(config, classes), mesh, written)
     kept = compilation.find(name)
     shapes = runs.shapes()
     abstract = dry_run.abstract_arguments(config, model, runs, ratio, classes, shapes)

@@ -130,7 +130,8 @@ def test_a_kept_step_is_found_by_what_it_follows_from(tmp_path):
     assert len([path for path in cache.iterdir() if len(path.name) == 64]) == 1
     # Of a start that was killed while it wrote, or by other means.
     file.write_bytes(before[: len(before) // 2])
-    assert run(cache, one) == (fresh, "traced\n")
+    found, said = run(cache, one)
+    assert found == fresh and "cannot be loaded and is compiled again" in said and said.endswith("traced\n")
 
 
 def test_a_kept_step_that_cannot_be_loaded_is_compiled(tmp_path, monkeypatch, capsys):
@@ -190,3 +191,49 @@ def test_a_program_is_compiled_aside(capsys):
     assert not capsys.readouterr().err
     aside("cudnn")
     assert "cuDNN was chosen, but the compiled step does not call it" in capsys.readouterr().err
+
+
+def test_a_key_follows_the_code_that_runs_and_flags_of_a_file(tmp_path, monkeypatch):
+    file = tmp_path / "own_loss.py"
+    keys = []
+    for factor in (1, 2):
+        file.write_text(f"def loss(x):\n    return {factor} * x\n")
+        exec(compile(file.read_text(), str(file), "exec"), scope := {})
+        keys.append(compilation.key({"silog": scope["loss"]}))
+    flags = tmp_path / "flags"
+    monkeypatch.setenv("XLA_FLAGS", str(flags))
+    for value in ("true", "false"):
+        flags.write_text(f"--xla_cpu_enable_fast_math={value}")
+        keys.append(compilation.key({"silog": scope["loss"]}))
+    assert len(set(keys)) == 4
+    # Sources that change while a process runs are not what it runs.
+    monkeypatch.setattr(compilation, "_code", lambda: "another")
+    assert compilation.key({"silog": scope["loss"]}) == keys[-1]
+
+
+def test_a_kept_step_that_others_can_write_to_is_not_read(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compilation, "_folder", tmp_path)
+    (tmp_path / "name").write_bytes(zlib.compress(pickle.dumps((2.0, b"", None, None))))
+    (tmp_path / "name").chmod(0o664)
+    assert compilation.find("name") is None and "can be written by them" in capsys.readouterr().err
+    (tmp_path / "name").chmod(0o600)
+    (tmp_path / "name").write_bytes(zlib.compress(b"no pickle"))
+    assert compilation.find("name") is None and "compiled again" in capsys.readouterr().err
+
+
+def test_a_folder_is_closed_to_others(unset, tmp_path, monkeypatch):
+    (tmp_path / "ours").mkdir(mode=0o755)
+    monkeypatch.setenv(compilation.VARIABLE, str(tmp_path / "ours"))
+    compilation.keep_programs()
+    assert (tmp_path / "ours").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_user_without_a_home_keeps_nothing(unset, monkeypatch, capsys):
+    def nowhere(self):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(compilation.Path, "expanduser", nowhere)
+    compilation.keep_programs()
+    assert jax.config.jax_compilation_cache_dir is None
+    assert "no home folder" in capsys.readouterr().err

@@ -60,8 +60,19 @@ def test_every_channel_and_every_token_keeps_its_own_accuracy(outliers):
 def test_numpy_and_jax_round_alike(outliers):
     one, other = float8.quantise_kernel(outliers[1]), float8.quantise_kernel(jnp.asarray(outliers[1]))
     assert isinstance(one["kernel"], np.ndarray) and isinstance(other["kernel"], jax.Array)
-    for name in one:
-        np.testing.assert_array_equal(one[name], other[name])
+    np.testing.assert_array_equal(one["scale"], other["scale"])
+    # Their quotients may differ in the last bit, which decides between two float8 numbers once in a million.
+    assert np.mean(one["kernel"] != np.asarray(other["kernel"])) < 1e-3
+
+
+def test_a_cast_backbone_is_what_was_read_from_its_file():
+    """Host arrays are rounded on the host, wherever they are read: large enough that XLA's division would show."""
+    kernel = np.random.default_rng(0).standard_normal((1024, 1024)).astype(np.float32)
+    held = float8.quantise_kernel(kernel)
+    cast = cast_frozen({"blocks_0": {"mlp": {"fc1": {"kernel": kernel}}}}, jnp.bfloat16, ("fc1",))
+    for name, array in cast["blocks_0"]["mlp"]["fc1"].items():
+        assert isinstance(array, jax.Array)
+        np.testing.assert_array_equal(np.asarray(array), held[name])
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +130,7 @@ def test_swiglu_has_its_own_kinds(backbone):
         ({"backbone.float8": ("qkv", "fc3")}, "'fc3' is not one of qkv, proj, fc1, fc2, w12, w3"),
         ({"backbone.float8": ("qkv",)}, "needs config.backbone.train=frozen"),
         ({"backbone.float8": (1,)}, "not a list of names"),
+        ({"backbone.float8": ("qkv", "qkv")}, "more than once"),
         ({"backbone.float8": ("qkv",), "backbone.train": "frozen", "precision": "float64"}, "precision=bfloat16 or float32"),
     ],
 )

@@ -93,7 +93,9 @@ def build(
     width, kinds = backbone.width, float8_products.KINDS[backbone.ffn]
     unknown = [name for name in float8 if name not in kinds]
     if unknown:
-        raise UserError(f"float8: {backbone.name} has no matrices {', '.join(unknown)}; it has {', '.join(kinds)}")
+        raise UserError(
+            f"config.backbone.float8: {backbone.name} has no matrices {', '.join(unknown)}; it has {', '.join(kinds)}"
+        )
     return DepthModel(
         backbone=VisionTransformer(backbone, dtype, attention, tuple(float8)),
         decoder=DPTDecoder(channels, (width // 8, width // 4, width // 2, width), dtype),
@@ -173,5 +175,6 @@ def cast_frozen(backbone_params, dtype, float8: Sequence[str] = ()):
     """
     held: dict[tuple[str, ...], Any] = {}
     for path, array in traverse_util.flatten_dict(backbone_params).items():
-        held |= frozen_arrays(path, jnp.asarray(array), dtype, float8)
-    return traverse_util.unflatten_dict(held)
+        held |= frozen_arrays(path, array, dtype, float8)
+    # Only now: NumPy and XLA divide to different last bits, and a file's arrays are to become the same wherever read.
+    return jax.tree.map(jnp.asarray, traverse_util.unflatten_dict(held))

@@ -32,7 +32,7 @@ def quantise_kernel(kernel) -> dict:
     The float8 kernel is (out, in): a GPU's float8 product reads both operands along the summed axis, and would
     transpose the weights at every call otherwise (seen in the compiled text).
     """
-    small, scale = quantise(kernel.T, axis=1)
+    small, scale = quantise(kernel.T.astype(jnp.float32), axis=1)
     return {"kernel": small, "scale": scale[:, 0]}
 
 
