@@ -224,7 +224,7 @@ def test_every_rule_names_a_key_of_the_recipe():
     tuples = {key for key, value in known.items() if isinstance(value, tuple)}
     checked = {*config.SIZES, *config.OPTIONAL_SIZES, *config.INTERVALS, config.WEIGHTS, "data.depth.augmentation.fixed_crop"}
     # Of a population, each value is checked in its member's config.
-    assert tuples == checked | {f"population.{key}" for key in recipe.RELEASED["population"]}
+    assert tuples == checked | {*config.NAMES} | {f"population.{key}" for key in recipe.RELEASED["population"]}
 
 
 def test_what_a_run_may_change():
