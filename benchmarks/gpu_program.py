@@ -203,7 +203,7 @@ def run(given: argparse.Namespace, names: list[str]) -> bool:
         if case.kind not in KINDS:
             raise UserError(f"case {str(case)!r}: only {', '.join(KINDS)} are one program")
     devices = described(given.gpus)
-    results = Results("gpu_program", devices[0].device_kind, given.results)
+    results = Results("gpu_program", f"{devices[0].device_kind}, described", given.results)
     suffix = "" if given.gpus == 1 else f" on {given.gpus}" + (f", fsdp {given.fsdp}" if given.fsdp > 1 else "")
     for case in cases:
         if given.again or f"{case}{suffix}" not in results.rows():
@@ -222,7 +222,7 @@ def run(given: argparse.Namespace, names: list[str]) -> bool:
     ]  # fmt: skip
     titles = ["case", "cuDNN attention", "float8", "convolutions", "GiB", "of it temporary", "all-reduce MB",
               "all-gather MB", "floor, ms/step", "compile s"]  # fmt: skip
-    print(f"\n{results.device}, described\n" + table(titles, lines) + f"\nwritten to {results.path}")
+    print(f"\n{results.device}\n" + table(titles, lines) + f"\nwritten to {results.path}")
     for line in dict.fromkeys(line for row in rows.values() for line in row["missing"]):
         print(line)
     return not any(row["missing"] for row in rows.values())
