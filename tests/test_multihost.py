@@ -75,6 +75,7 @@ def one_process(cache, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow  # the next one compares the same, stopped in between
 def test_two_processes_compute_what_one_computes(cache, one_process, tmp_path):
     """The same bytes: with two devices every sum over devices has two terms."""
     first, second = finish_two(start_two(cache, tmp_path / "run"))
