@@ -70,10 +70,9 @@ def report(title, shares):
     print(f"\n{title}: largest {max(shares):.2e}\n  blocks {blocks}\n  final norm {shares[-1]:.1e}")
 
 
-def compare(config, sizes, seed, outliers=False, double=(False, False), theirs=None):
+def compare(config, sizes, seed, outliers=False, double=(False, False)):
     """Largest error over blocks, by size; `double`: whether the reference and ours compute in float64. The reference
-    is freed before ours starts: the largest model would not fit twice. `theirs`, a dict, gets the same of the reference
-    in float32 against itself in float64."""
+    is freed before ours starts: the largest model would not fit twice."""
     torch.manual_seed(seed)
     model = port.backbone(config)
     torch_params.randomise(model, seed, outliers)
@@ -81,15 +80,10 @@ def compare(config, sizes, seed, outliers=False, double=(False, False), theirs=N
         port.use_original_tables(model.embeddings)
     inputs = [images_of(size, seed + i) for i, size in enumerate(sizes)]
     tensors = torch_params.published_tensors(model)
-    single = [reference_states(model, images) for images in inputs] if theirs is not None else []
     if double[0]:
         model = model.double()
     references = [reference_states(model, images) for images in inputs]
-    for size, one, other in zip(sizes, single, references):
-        shares, _ = errors(other, one, 0)
-        report(f"{config.name} {size[0]}x{size[1]}, PyTorch's float32 against its float64", shares)
-        theirs[size] = max(shares)
-    del model, single
+    del model
     gc.collect()
     dtype = jnp.float64 if double[1] else jnp.float32
     params = jax.tree.map(lambda a: jnp.asarray(a, dtype), torch_params.backbone_tree(tensors, config.depth))
@@ -135,12 +129,9 @@ def test_giant():
 
 @pytest.mark.slow
 def test_giant_with_outlier_channels():
-    """Forty blocks amplify the rounding of outlier channels: over the three sizes ours in float32 is no further from
-    float64 than PyTorch's float32 is. Measured, largest first: ours 1.2e-4, 7.4e-5, 4.0e-5; PyTorch's 1.7e-4, 5.4e-5,
-    4.2e-5, not at the same sizes. That both compute the same is `test_giant_in_float64`."""
-    theirs = {}
-    worst = compare(BACKBONES["dinov2_vitg14"], SIZES, seed=5, outliers=True, double=(True, False), theirs=theirs)
-    assert max(worst.values()) <= max(theirs.values()) <= 2 * TOLERANCE
+    """Ours in float32 against PyTorch in float64: at 490x644 PyTorch's own float32 is 1.7e-4 away from it."""
+    worst = compare(BACKBONES["dinov2_vitg14"], SIZES, seed=5, outliers=True, double=(True, False))
+    assert max(worst.values()) <= TOLERANCE
 
 
 @pytest.mark.slow
