@@ -30,7 +30,7 @@ from workload import Case
 
 from jdepth import communication, kernels, parallel
 
-# Of an H200: a large bfloat16 product, measured; its memory as specified.
+# Of an H200: a large bfloat16 product as others have measured it (989 TFLOP/s are specified); memory as specified.
 PRODUCT_FLOPS, MEMORY_BYTES = 790e12, 4.8e12
 
 # What the compiler asks of a device, in its own text format.
@@ -122,7 +122,8 @@ _FREE = {"parameter", "constant", "bitcast", "get-tuple-element", "tuple", "whil
 def moved_bytes(text: str) -> float:
     """Bytes that a compiled program's kernels read and write, without products, convolutions and attention.
 
-    From its text; a loop's body counts as often as it runs. Slices read what they give, all others whole arrays.
+    From its text; a loop's body counts as often as it runs. Slices read what they give, all others whole arrays, also
+    those that change a part of one in its place: of such, the count is too high.
     """
     computations: dict[str, list[str]] = {}
     for line in text.splitlines():
@@ -164,14 +165,14 @@ def float8_flops(case: Case, kinds: tuple[str, ...]) -> float:
     return 2.0 * tokens * shape.depth * sum(sizes[kind] for kind in kinds)
 
 
-def row_of(case: Case, devices: list, fsdp: int, text_folder: Path | None) -> dict[str, Any]:
-    """What the compiled program of a case shows."""
+def row_of(case: Case, devices: list, fsdp: int, written: Path | None) -> dict[str, Any]:
+    """What the compiled program of a case shows; its text goes to the file `written`."""
     began = time.perf_counter()
     program, work, _ = compiled(case, devices, fsdp)
     seconds, text = time.perf_counter() - began, program.as_text()
-    if text_folder is not None:
-        text_folder.mkdir(parents=True, exist_ok=True)
-        (text_folder / f"{str(case).replace(' ', '_')}.hlo").write_text(text, encoding="utf-8")
+    if written is not None:
+        written.parent.mkdir(parents=True, exist_ok=True)
+        written.write_text(text, encoding="utf-8")
     memory, backbone = program.memory_analysis(), work.model.backbone
     counted, moved = workload.counted(case), moved_bytes(text) / case.ahead
     products = (counted - float8_flops(case, backbone.float8) / 2) / len(devices)  # the text is of one device
@@ -206,9 +207,11 @@ def run(given: argparse.Namespace, names: list[str]) -> bool:
     results = Results("gpu_program", f"{devices[0].device_kind}, described", given.results)
     suffix = "" if given.gpus == 1 else f" on {given.gpus}" + (f", fsdp {given.fsdp}" if given.fsdp > 1 else "")
     for case in cases:
-        if given.again or f"{case}{suffix}" not in results.rows():
-            results.add(f"{case}{suffix}", row_of(case, devices, given.fsdp, given.text))
-            print(f"{case}{suffix}: compiled", flush=True)
+        name = f"{case}{suffix}"
+        if given.again or name not in results.rows():
+            written = given.text and given.text / f"{re.sub('[ ,]+', '_', name)}.hlo"
+            results.add(name, row_of(case, devices, given.fsdp, written))
+            print(f"{name}: compiled", flush=True)
     rows = {f"{case}{suffix}": results.rows()[f"{case}{suffix}"] for case in cases}
     lines = [
         [

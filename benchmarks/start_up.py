@@ -48,11 +48,12 @@ def main() -> None:
         for number in range(given.rounds):
             cache = Path(folder) / f"compiled{number}"
             first, second = (start(flags, cache, Path(folder) / f"run{number}{i}") for i in (1, 2))
-            kept = sum(file.stat().st_size for file in cache.iterdir())
+            files = [file for file in cache.rglob("*") if file.is_file()]
+            kept = sum(file.stat().st_size for file in files)
             print(
                 f"first start {first[0]:.1f} s (processor {first[1]:.1f} s), second {second[0]:.1f} s "
                 f"({second[1]:.1f} s): {second[0] / first[0]:.2f} × ({second[1] / first[1]:.2f} ×); "
-                f"{len(list(cache.iterdir()))} files, {kept / 1e6:.1f} MB kept",
+                f"{len(files)} files, {kept / 1e6:.1f} MB kept",
                 flush=True,
             )
 

@@ -6,6 +6,7 @@ The joint step, for which that takes seconds, is kept under what it follows from
 
 import contextlib
 import hashlib
+import importlib.metadata
 import json
 import os
 import pickle
@@ -15,7 +16,7 @@ import sys
 import tempfile
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,20 +43,24 @@ _folder: Path | None = None
 def keep_programs() -> None:
     """Keep what is compiled from now on, for later starts; to be called before the first computation.
 
-    In ~/.cache/jdepth (XDG_CACHE_HOME) or the folder that JDEPTH_COMPILATION_CACHE names; "off" keeps nothing. Where
-    JAX was given a cache of its own (JAX_COMPILATION_CACHE_DIR), that one is used as it is. What lies there is run:
-    a folder that others can write to is left alone, with a line on standard error, any other is closed to them.
+    In ~/.cache/jdepth (XDG_CACHE_HOME) or in jdepth/ of the folder that JDEPTH_COMPILATION_CACHE names; "off" keeps
+    nothing. Where JAX was given a cache of its own (JAX_COMPILATION_CACHE_DIR), that one is used as it is. What lies
+    there is run: a folder that others can write to is left alone, with a line on standard error, and ours is closed to
+    others.
     """
     global _folder
     wanted = os.environ.get(VARIABLE, "")
     if wanted == "off" or jax.config.jax_compilation_cache_dir:
         return
-    folder, obstacle = Path(wanted or "~/.cache/jdepth"), ""
+    folder, obstacle = Path(wanted or "~/.cache/jdepth"), None
     try:
-        folder = Path(wanted).expanduser() if wanted else _default_folder()
+        if wanted:
+            folder = Path(wanted).expanduser()
+            obstacle = _obstacle(folder)
+        folder = folder / "jdepth" if wanted else _default_folder()
     except RuntimeError:  # as in a container
         obstacle = "this user has no home folder"
-    obstacle = obstacle or _obstacle(folder)
+    obstacle = obstacle or _obstacle(folder, ours=True)
     if obstacle:
         print(f"{folder}: {obstacle}, so compiled programs are not kept; set {VARIABLE} to another", file=sys.stderr)
         return
@@ -80,7 +85,7 @@ def _instructions() -> str:
     return hashlib.sha256(f"{platform.machine()} {known}".encode()).hexdigest()[:8]
 
 
-def _obstacle(folder: Path) -> str | None:
+def _obstacle(folder: Path, ours: bool = False) -> str | None:
     """Makes the folder; why it cannot be used, or None."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -93,15 +98,22 @@ def _obstacle(folder: Path) -> str | None:
         return "belongs to others or can be written by them"
     if not os.access(folder, os.W_OK | os.X_OK):
         return "cannot be written"
-    folder.chmod(0o700)  # files in it may have been made for a group to write
+    if ours and stat.S_IMODE(found.st_mode) & 0o077:  # files in it may have been made for a group to write
+        try:
+            folder.chmod(0o700)
+        except OSError as error:
+            return f"cannot be closed to others ({error.strerror or error})"
     return None
+
+
+SOURCES = Path(__file__).parent
 
 
 def _code() -> str:
     """Checksum of jdepth's sources."""
-    digest, root = hashlib.sha256(), Path(__file__).parent
-    for source in sorted(root.rglob("*.py")):
-        digest.update(f"{source.relative_to(root)} {source.stat().st_size}\n".encode() + source.read_bytes())
+    digest = hashlib.sha256()
+    for source in sorted(SOURCES.rglob("*.py")):
+        digest.update(f"{source.relative_to(SOURCES)} {source.stat().st_size}\n".encode() + source.read_bytes())
     return digest.hexdigest()
 
 
@@ -112,11 +124,11 @@ CODE = _code()
 def key(*causes: Any) -> str:
     """Name of the program that follows from `causes`, from this code, and from what it runs on.
 
-    Causes count by their JSON; functions by the files that they stand in, other objects by their repr.
+    Causes count by their JSON, functions by their name (see `covers`), other objects by their repr.
     """
     around = {
         "code": CODE,
-        "versions": [sys.version, *(module.__version__ for module in (jax, jaxlib, flax, optax, np))],
+        "versions": [sys.version, *(module.__version__ for module in (jax, jaxlib, flax, optax, np)), *_device_packages()],
         "settings": sorted(jax.config.values.items()),
         "flags": [_flags(os.environ.get(name, "")) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")],
         "devices": [(device.id, device.device_kind) for device in jax.devices()],
@@ -126,18 +138,35 @@ def key(*causes: Any) -> str:
     return hashlib.sha256(json.dumps(around, sort_keys=True, default=_text).encode()).hexdigest()
 
 
+def covers(functions: Iterable[Callable]) -> bool:
+    """Whether `CODE` says all that these functions do: they are plain functions of jdepth's sources. Others may take
+    anything from anywhere, so what they are part of is not kept under a key."""
+    return all(
+        hasattr(function, "__code__")
+        and not hasattr(function, "__wrapped__")
+        and not function.__closure__
+        and Path(function.__code__.co_filename).is_relative_to(SOURCES)
+        for function in functions
+    )
+
+
+def _device_packages() -> list[str]:
+    """Names and versions of the libraries that a compiled program calls on a device."""
+    installed = ((found.metadata["Name"] or "", found.version) for found in importlib.metadata.distributions())
+    return sorted(f"{name} {version}" for name, version in installed if name.startswith(("jax-", "nvidia-", "libtpu")))
+
+
 def _flags(value: str) -> str:
     """Flags, also those of a file that is named in their place."""
-    file = Path(value)
-    return value if value.startswith("-") or not file.is_file() else file.read_text(errors="replace")
+    value = value.strip()
+    try:
+        return value if value.startswith("-") else Path(value).read_text(errors="replace")
+    except (OSError, ValueError):  # no file
+        return value
 
 
 def _text(cause: Any) -> str:
-    code = getattr(cause, "__code__", None)
-    if code is None:
-        return repr(cause)
-    file = Path(code.co_filename)
-    return f"{cause.__qualname__} {file.read_text() if file.is_file() else code.co_code.hex()}"
+    return f"{cause.__module__}.{cause.__qualname__}" if hasattr(cause, "__code__") else repr(cause)
 
 
 class Kept(NamedTuple):
@@ -153,15 +182,20 @@ class Kept(NamedTuple):
 
 
 def find(name: str) -> Kept | None:
-    """The program kept under the key `name`, which a thread now loads; None where there is none, or not all of it."""
-    if not _keeps() or not (_folder / name).is_file():
+    """The program kept under the key `name`, which a thread now loads; None where there is none, or not all of it, or
+    `name` is empty."""
+    if not name or not _keeps():
         return None
     file = _folder / name
-    if file.stat().st_uid != os.getuid() or file.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        print(f"{file}: belongs to others or can be written by them, and is not used", file=sys.stderr)
-        return None
     try:
-        needed, *parts = pickle.loads(zlib.decompress(file.read_bytes()))
+        with file.open("rb") as opened:
+            found = os.fstat(opened.fileno())
+            if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                print(f"{file}: belongs to others or can be written by them, and is not used", file=sys.stderr)
+                return None
+            needed, *parts = pickle.loads(zlib.decompress(opened.read()))
+    except FileNotFoundError:
+        return None
     except Exception as error:  # of a start that was killed, or of a damaged disk
         return _not_loaded(file, error)
 
@@ -175,7 +209,9 @@ def find(name: str) -> Kept | None:
 
 
 def _not_loaded(file: Path, error: Exception) -> None:
-    print(f"{file}: cannot be loaded and is compiled again ({error}); delete it", file=sys.stderr)
+    print(f"{file}: cannot be loaded ({error}); it is deleted, and the program made again", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        file.unlink()
 
 
 def compile_aside(
@@ -185,8 +221,8 @@ def compile_aside(
     needed: float,
     kept: Kept | None = None,
 ) -> "Future[jax.stages.Compiled]":
-    """The kept program, otherwise what a thread now compiles of `trace()` and keeps under the key `name`; the future
-    gives it, or raises what kept it from compiling.
+    """The kept program, otherwise what a thread now compiles of `trace()` and keeps under the key `name`, if there is
+    one; the future gives it, or raises what kept it from compiling.
 
     Says on standard error where its text lacks kernels that the backbone counts on.
     """
@@ -196,10 +232,10 @@ def compile_aside(
         if program is None:
             with _newly_compiled() as new:
                 program = trace().lower().compile()
-            if new and _keeps():
+            if new and name and _keeps():
                 _aside(_keep, name, program, needed)
         if backbone.attention == "cudnn" or backbone.float8:
-            for line in kernels.missing(program.as_text(), backbone):
+            for line in kernels.missing(program.as_text() or "", backbone):
                 print(line, file=sys.stderr)
         return program
 

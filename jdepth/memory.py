@@ -13,8 +13,9 @@ MEMINFO = Path("/proc/meminfo")
 GROUP = Path("/sys/fs/cgroup")
 # Per pixel of a result: the map on the device and here, and what is made of it to be written and looked at.
 HOST_BYTES = 40
-# An estimate may be so many times too high; a run that might fit is not refused.
-ESTIMATE_ERROR = 1.15
+# An estimate may be so many times too high; a run that might fit is not refused. A GPU's compiler saves more than the
+# estimate knows: 1.4 to 2.0 times, for the cases of benchmarks/gpu_program.py.
+ESTIMATE_ERROR, ESTIMATE_ERROR_ON_DEVICE = 1.15, 2.05
 
 
 def check(program: jax.stages.Compiled, rows: int, size: tuple[int, int], name: str) -> None:
@@ -42,7 +43,9 @@ def step_bytes(traced: jax.stages.Traced, donated: int, devices: int, held: int 
 
 def check_step(config: Mapping[str, Any], needed: float, devices: int) -> None:
     """Raise UserError, naming the keys to change, where `needed` of `step_bytes` is certainly more than is free."""
-    _refuse_step(config, needed, needed / ESTIMATE_ERROR, devices, "is estimated to need")
+    on_host = jax.local_devices()[0].platform == "cpu"
+    least = needed / (ESTIMATE_ERROR if on_host else ESTIMATE_ERROR_ON_DEVICE)
+    _refuse_step(config, needed, least, devices, "is estimated to need")
 
 
 def check_compiled_step(config: Mapping[str, Any], program: jax.stages.Compiled, devices: int) -> None:

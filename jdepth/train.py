@@ -67,8 +67,9 @@ def train(config: Config) -> dict[str, Any]:
     # Kept by an earlier start, a program is loaded while its arguments' shapes are found, weights and first data read.
     same = {k: v for k, v in config.items() if k not in OUTSIDE_STEP}
     same["backbone"] = {**config["backbone"], "weights": ""}
-    written = losses.LOSSES, tasks.TASKS  # a config may bring its own
-    name = compilation.key("step", same, model, classes, dry_run.abstract_batch(config, classes), mesh, written)
+    name, written = "", (losses.LOSSES, tasks.TASKS)
+    if all(compilation.covers(functions.values()) for functions in written):  # a config may bring its own
+        name = compilation.key("step", same, model, classes, dry_run.abstract_batch(config, classes), mesh, written)
     kept = compilation.find(name)
     shapes = runs.shapes()
     abstract = dry_run.abstract_arguments(config, model, runs, ratio, classes, shapes)

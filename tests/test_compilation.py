@@ -1,5 +1,6 @@
 """Kept programs: where, when not, and that they compute what freshly compiled ones do."""
 
+import functools
 import os
 import pickle
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from tiny_config import PICO, ROOT
 
-from jdepth import compilation
+from jdepth import compilation, losses, tasks
 from jdepth.models import build
 
 PROGRAM = """
@@ -106,11 +107,11 @@ def run(cache, program=PROGRAM) -> tuple[str, str]:
 def test_a_kept_program_computes_the_same_and_says_nothing(tmp_path):
     fresh, _ = run("off")
     first, _ = run(tmp_path / "kept")
-    kept = sorted((tmp_path / "kept").iterdir())
+    kept = sorted((tmp_path / "kept" / "jdepth").iterdir())
     assert kept
     again, said = run(tmp_path / "kept")
     assert fresh == first == again and said == ""
-    assert sorted((tmp_path / "kept").iterdir()) == kept
+    assert sorted((tmp_path / "kept" / "jdepth").iterdir()) == kept
     # Of a start that was killed while it wrote: compiled anew.
     for file in kept:
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
@@ -122,16 +123,16 @@ def test_a_kept_step_is_found_by_what_it_follows_from(tmp_path):
     one, other = STEP.replace("CAUSE", "1"), STEP.replace("CAUSE", "2")
     fresh, said = run("off", one)
     assert said == "traced\n" and run(cache, one) == (fresh, said)
-    (file,) = (path for path in cache.iterdir() if len(path.name) == 64)
+    (file,) = (path for path in (cache / "jdepth").iterdir() if len(path.name) == 64)
     before = file.read_bytes()
     assert run(cache, one) == (fresh.replace("None", "1.5"), "")  # not even traced
     # Of other causes, but the same to JAX: XLA could not write what it has read, so only JAX keeps it.
     assert run(cache, other) == run(cache, other) == (fresh, "traced\n")
-    assert len([path for path in cache.iterdir() if len(path.name) == 64]) == 1
+    assert len([path for path in (cache / "jdepth").iterdir() if len(path.name) == 64]) == 1
     # Of a start that was killed while it wrote, or by other means.
     file.write_bytes(before[: len(before) // 2])
     found, said = run(cache, one)
-    assert found == fresh and "cannot be loaded and is compiled again" in said and said.endswith("traced\n")
+    assert found == fresh and "cannot be loaded" in said and said.endswith("traced\n") and not file.exists()
 
 
 def test_a_kept_step_that_cannot_be_loaded_is_compiled(tmp_path, monkeypatch, capsys):
@@ -141,7 +142,7 @@ def test_a_kept_step_that_cannot_be_loaded_is_compiled(tmp_path, monkeypatch, ca
     traced = jax.jit(lambda x: x + 1).trace(jax.ShapeDtypeStruct((), "float32"))
     program = compilation.compile_aside(lambda: traced, build(PICO).backbone, "name", kept.needed, kept).result()
     assert kept.needed == 2 and program(jax.numpy.float32(1)) == 2
-    assert "cannot be loaded and is compiled again" in capsys.readouterr().err
+    assert "cannot be loaded" in capsys.readouterr().err and not (tmp_path / "name").exists()
 
 
 def test_a_key_follows_causes_settings_and_flags(monkeypatch):
@@ -174,9 +175,9 @@ def train(cache, workdir, seed) -> bytes:
 @pytest.mark.slow
 def test_the_kept_step_of_one_run_is_that_of_another_seed(tmp_path):
     train(tmp_path / "kept", tmp_path / "first", seed=0)
-    (file,) = (path for path in (tmp_path / "kept").iterdir() if len(path.name) == 64)
+    (file,) = (path for path in (tmp_path / "kept" / "jdepth").iterdir() if len(path.name) == 64)
     written = file.stat().st_mtime_ns
-    for known_to_jax in (tmp_path / "kept").glob("jit_*"):
+    for known_to_jax in (tmp_path / "kept" / "jdepth").glob("jit_*"):
         known_to_jax.unlink()
     assert train(tmp_path / "kept", tmp_path / "second", seed=1) == train("off", tmp_path / "alone", seed=1)
     assert file.stat().st_mtime_ns == written  # it was not compiled again
@@ -194,21 +195,29 @@ def test_a_program_is_compiled_aside(capsys):
 
 
 def test_a_key_follows_the_code_that_runs_and_flags_of_a_file(tmp_path, monkeypatch):
-    file = tmp_path / "own_loss.py"
-    keys = []
-    for factor in (1, 2):
-        file.write_text(f"def loss(x):\n    return {factor} * x\n")
-        exec(compile(file.read_text(), str(file), "exec"), scope := {})
-        keys.append(compilation.key({"silog": scope["loss"]}))
-    flags = tmp_path / "flags"
+    flags, keys = tmp_path / "flags", []
     monkeypatch.setenv("XLA_FLAGS", str(flags))
     for value in ("true", "false"):
         flags.write_text(f"--xla_cpu_enable_fast_math={value}")
-        keys.append(compilation.key({"silog": scope["loss"]}))
+        keys.append(compilation.key(losses.LOSSES))
+    keys.append(compilation.key(losses.LOSSES | {"silog": losses.mse}))
+    # As text that grew from an empty variable, too long for a file's name.
+    monkeypatch.setenv("XLA_FLAGS", " --xla_cpu_enable_fast_math=true" * 20)
+    keys.append(compilation.key(losses.LOSSES))
     assert len(set(keys)) == 4
     # Sources that change while a process runs are not what it runs.
     monkeypatch.setattr(compilation, "_code", lambda: "another")
-    assert compilation.key({"silog": scope["loss"]}) == keys[-1]
+    assert compilation.key(losses.LOSSES) == keys[-1]
+
+
+def test_only_functions_of_our_own_have_a_key():
+    """What others do may follow from anything: other modules, values they hold, functions they wrap."""
+    assert compilation.covers(losses.LOSSES.values()) and compilation.covers(tasks.TASKS.values())
+    weight = 2.0
+    wrapped = functools.wraps(losses.mse)(lambda *given: losses.mse(*given))
+    wrapped.__code__ = losses.mse.__code__  # as if of our own file
+    for foreign in (lambda x: x, lambda x: weight * x, functools.partial(losses.mse), wrapped, jax.jit(losses.mse)):
+        assert not compilation.covers([losses.mse, foreign])
 
 
 def test_a_kept_step_that_others_can_write_to_is_not_read(tmp_path, monkeypatch, capsys):
@@ -218,14 +227,30 @@ def test_a_kept_step_that_others_can_write_to_is_not_read(tmp_path, monkeypatch,
     assert compilation.find("name") is None and "can be written by them" in capsys.readouterr().err
     (tmp_path / "name").chmod(0o600)
     (tmp_path / "name").write_bytes(zlib.compress(b"no pickle"))
-    assert compilation.find("name") is None and "compiled again" in capsys.readouterr().err
+    assert compilation.find("name") is None and "made again" in capsys.readouterr().err
+    assert compilation.find("name") is None and not capsys.readouterr().err
 
 
 def test_a_folder_is_closed_to_others(unset, tmp_path, monkeypatch):
-    (tmp_path / "ours").mkdir(mode=0o755)
-    monkeypatch.setenv(compilation.VARIABLE, str(tmp_path / "ours"))
+    """Ours, in the one that was named: that one stays as it is."""
+    (tmp_path / "named").mkdir(mode=0o755)
+    (tmp_path / "named" / "jdepth").mkdir(mode=0o750)
+    monkeypatch.setenv(compilation.VARIABLE, str(tmp_path / "named"))
     compilation.keep_programs()
-    assert (tmp_path / "ours").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "named").stat().st_mode & 0o777 == 0o755
+    assert (tmp_path / "named" / "jdepth").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_folder_that_cannot_be_closed_is_not_used(unset, tmp_path, monkeypatch, capsys):
+    def refuse(self, mode):
+        raise PermissionError(1, "Operation not permitted")
+
+    (tmp_path / "jdepth").mkdir(mode=0o755)
+    monkeypatch.setenv(compilation.VARIABLE, str(tmp_path))
+    monkeypatch.setattr(compilation.Path, "chmod", refuse)
+    compilation.keep_programs()
+    assert jax.config.jax_compilation_cache_dir is None
+    assert "cannot be closed to others (Operation not permitted)" in capsys.readouterr().err
 
 
 def test_a_user_without_a_home_keeps_nothing(unset, monkeypatch, capsys):

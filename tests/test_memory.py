@@ -1,5 +1,7 @@
 """A step that does not fit the device is refused before it is compiled."""
 
+from types import SimpleNamespace
+
 import jax
 import pytest
 from tiny_config import plain
@@ -36,6 +38,18 @@ def test_only_what_certainly_does_not_fit_is_refused(free, fits, traced, monkeyp
         memory.check_step(plain("x"), needed, 1)
     else:
         with pytest.raises(UserError, match="estimated to need 2.0 GiB on each of 1 devices, and 1.5 GiB are free"):
+            memory.check_step(plain("x"), needed, 1)
+
+
+@pytest.mark.parametrize("free, fits", [(0.9, False), (1.0, True)])
+def test_a_gpu_may_need_half_of_the_estimate(free, fits, traced, monkeypatch):
+    monkeypatch.setattr(memory, "free", lambda: int(free * 2**30))
+    monkeypatch.setattr(jax, "local_devices", lambda: [SimpleNamespace(platform="gpu")])
+    needed = memory.step_bytes(traced, 0, 1)
+    if fits:
+        memory.check_step(plain("x"), needed, 1)
+    else:
+        with pytest.raises(UserError, match="estimated to need 2.0 GiB on each of 1 devices, and 0.9 GiB are free"):
             memory.check_step(plain("x"), needed, 1)
 
 
