@@ -212,8 +212,12 @@ def test_a_hostile_pickle_is_not_executed(start, tmp_path):
     assert not (tmp_path / "pickle_was_executed").exists()
 
 
-def test_init_from_something_else(start, tmp_path):
+def test_init_from_nothing(start):
     assert "nothere" in start(init_from="nothere")
+
+
+@pytest.mark.slow
+def test_init_from_another_size(start, tmp_path):
     pico = save_backbone(tmp_path / "pico.safetensors")
     line = start(**{"init_from": pico, "backbone.name": "vit_nano14", "alpha": 1.0})
     assert "nothing in the weights to start from fits this model" in line

@@ -51,6 +51,7 @@ def test_the_hidden_packages_are_hidden():
     assert done.returncode and "hidden by a test" in done.stderr
 
 
+@pytest.mark.slow
 def test_rows_are_written_and_finished_ones_skipped(tmp_path):
     one, two = BACKBONE, BACKBONE.replace("1+1", "2+2")  # two groups: two processes
     out = start("train_step", "--cases", one, two, *FAST, "--results", tmp_path)

@@ -51,7 +51,7 @@ def test_kept_taps_keep_their_type():
 FROZEN = {"steps": 6, "log.every": 2, "checkpoint.every": 2, "evaluate.every": 2, "backbone.train": "frozen"}
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 def test_a_run_has_the_same_scores_with_and_without(precision, quick, tmp_path, monkeypatch):
     """Bit for bit, depth and auxiliary task, while the parameters change; and the backbone runs once."""
     changes = FROZEN | {"backbone.weights": str(save_backbone(tmp_path / "b.safetensors")), "precision": precision}

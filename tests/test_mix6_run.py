@@ -114,6 +114,7 @@ def test_twenty_steps_of_the_command_and_each_heads_gradient(data_dir, tmp_path,
             np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_member_that_is_never_drawn_does_not_move_without_decay(data_dir, tmp_path, compiled):
     with quickly(compiled):
         given = small_config(data_dir, tmp_path, **{"optimizer.weight_decay": 0.0})

@@ -75,7 +75,7 @@ def one_process(cache, tmp_path_factory):
     return workdir
 
 
-@pytest.mark.slow  # the next one compares the same, stopped in between
+@pytest.mark.slow
 def test_two_processes_compute_what_one_computes(cache, one_process, tmp_path):
     """The same bytes: with two devices every sum over devices has two terms."""
     first, second = finish_two(start_two(cache, tmp_path / "run"))
@@ -84,6 +84,7 @@ def test_two_processes_compute_what_one_computes(cache, one_process, tmp_path):
     assert_same_run(one_process, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_stopped_run_started_again_is_the_same_run(cache, one_process, tmp_path):
     """One of the processes is told to end; both save after the log interval. One process of two devices goes on."""
     workdir = tmp_path / "run"
