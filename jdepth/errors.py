@@ -14,7 +14,7 @@ class BadItem(UserError):
 
 
 class Stopped(Exception):
-    """The run was asked to end (SIGTERM), has saved its state and can be started again.
+    """The run was asked to end (SIGTERM, Ctrl-C), has saved its state and can be started again.
 
     Commands exit with `CODE`, "try again later" (EX_TEMPFAIL), by which launchers know to do so.
     """

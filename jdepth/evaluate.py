@@ -5,6 +5,7 @@
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ also mIoU and pixel accuracy, mAP, or accuracy.
 
   python -m jdepth.evaluate --workdir runs/quickstart
   python -m jdepth.evaluate --checkpoint runs/quickstart --dataset rooms --split test
-  python -m jdepth.evaluate --checkpoint dinov2_vits14_nyu.safetensors --dataset folder --path my/dataset.json
+  python -m jdepth.evaluate --checkpoint dinov2_vits14_nyu.safetensors --path my/dataset.json
 
 Relative models are scored after a scale and a shift have been fitted to each image in disparity (--align)."""
 
@@ -38,9 +39,9 @@ HEADINGS = {"RMSElog": "RMSE log", "d1": "δ1", "d2": "δ2", "d3": "δ3"}
 def define(values: flags.FlagValues) -> None:
     """The command's flags."""
     flags.DEFINE_string("workdir", None, "a run: scored on its own evaluation set", flag_values=values)
-    flags.DEFINE_string("checkpoint", None, "run's workdir or converted weights file", flag_values=values)
+    flags.DEFINE_string("checkpoint", None, "run's workdir or weights file", flag_values=values)
     flags.DEFINE_string("dataset", None, "data set, such as rooms, folder or nyu", flag_values=values)
-    flags.DEFINE_string("path", None, "description file of --dataset=folder", flag_values=values)
+    flags.DEFINE_string("path", None, "description file of your own images (--dataset=folder)", flag_values=values)
     flags.DEFINE_string("data_dir", "data", "folder of the named data sets", flag_values=values)
     flags.DEFINE_string("split", None, "split of --dataset; by default its held-out one", flag_values=values)
     flags.DEFINE_string("protocol", None, "evaluation protocol; by default the data set's own", flag_values=values)
@@ -77,9 +78,8 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
             raise UserError(f"--workdir: {values.workdir}: no such file or folder; expected a run's folder")
         if not Path(values.workdir).is_dir():
             raise UserError(f"--workdir: {values.workdir} {NO_RUN}")
-    out = Path(values.out or _default_out(values))
-    if (values.out and not out.parent.is_dir()) or out.is_dir():
-        raise UserError(f"--out: {out}: expected a file in an existing folder")
+    if values.out and (not Path(values.out).parent.is_dir() or Path(values.out).is_dir()):
+        raise UserError(f"--out: {values.out}: expected a file in an existing folder")
     from jdepth import compilation, predictor
 
     compilation.keep_programs()
@@ -89,6 +89,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
         raise UserError(f"--workdir: {path} {NO_RUN}")
     result = score_run(model, values) if values.workdir else score_dataset(model, values)
     print(table(result))
+    out = Path(values.out or _default_out(values, result["dataset"]))
     logbook.write_atomically(out, logbook.to_json(result, indent=1) + "\n")
     print(f"written to {out}")
     return 0
@@ -131,7 +132,8 @@ def score_dataset(model: "Predictor", values: flags.FlagValues) -> dict[str, Any
         protocol = dataclasses.replace(
             protocol, resize=predictor.trained_size(model.config), resize_area=model.preparation.shrink_by_area
         )
-    return _score(model, source, protocol, values)
+    place = {"split": _split(values)} | ({"path": str(values.path)} if values.path else {})
+    return _score(model, source, protocol, values) | place
 
 
 def _score(model: "Predictor", source, protocol: "Protocol", values: flags.FlagValues) -> dict[str, Any]:
@@ -198,14 +200,17 @@ def _split(values: flags.FlagValues) -> str:
     return values.split or sources.held_out(values.dataset)
 
 
-def _default_out(values: flags.FlagValues) -> Path:
+def _default_out(values: flags.FlagValues, dataset: str) -> Path:
+    """A file for each model, data set by its own name, split, and protocol and alignment that were asked for."""
     aligned = "" if values.align == "auto" else "_aligned"
+    dataset = re.sub(r"[^\w.+-]+", "_", dataset)
+    protocol = f"_{values.protocol}" if values.protocol else ""
     if values.workdir:
         return Path(values.workdir) / f"evaluation_{values.kind}{aligned}.json"
     checkpoint = Path(values.checkpoint)
     if (checkpoint / "checkpoints").is_dir():
-        return checkpoint / f"evaluation_{values.kind}_{values.dataset}_{_split(values)}{aligned}.json"
-    return Path(f"evaluation_{checkpoint.stem}_{values.dataset}_{_split(values)}{aligned}.json")
+        return checkpoint / f"evaluation_{values.kind}_{dataset}_{_split(values)}{protocol}{aligned}.json"
+    return Path(f"evaluation_{checkpoint.stem}_{dataset}_{_split(values)}{protocol}{aligned}.json")
 
 
 if __name__ == "__main__":

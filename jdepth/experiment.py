@@ -92,18 +92,21 @@ class Parameters(NamedTuple):
 
 
 def check_weights(config: Config) -> None:
-    """Raise UserError for backbone weights that are missing or do not fit; reads names and shapes only."""
+    """Raise UserError for backbone weights that are missing or do not fit, and for a start from nowhere; reads names
+    and shapes only."""
     path, name = config["backbone"]["weights"], config["backbone"]["name"]
+    for key, given in (("backbone.weights", path), ("init_from", config["init_from"])):
+        if given and not Path(given).exists():
+            raise UserError(f"config.{key}: {given}: no such file or folder")
     if path:
         from jdepth import weights
 
         with weights.opened(path, parts=("backbone",), backbone=name):
             return
     if config["backbone"]["train"] == "frozen":
-        raise UserError(
-            f"config.backbone.weights: a frozen {name} needs its weights: give the official "
-            f"{name}_pretrain.pth or a converted file, or set config.backbone.train=full"
-        )
+        files = f"the official {name}_pretrain.pth or a converted file" if name.startswith("dinov2_") else "a file of them"
+        train = "" if any(config["population"].values()) else ", or set config.backbone.train=full"
+        raise UserError(f"config.backbone.weights: a frozen {name} needs its weights: give {files}{train}")
 
 
 def initial_params(

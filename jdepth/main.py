@@ -17,7 +17,7 @@ USAGE = """Train a depth model as a config says; the same command again goes on 
   python -m jdepth.main --config configs/nyu_mix6.py --config.alpha=0.8 --config.workdir=runs/alpha08
   python -m jdepth.main --config configs/nyu_mix6.py --dry_run
 
-SIGTERM saves the run and ends it with exit code 75."""
+SIGTERM and a first Ctrl-C save the run and end it with exit code 75."""
 
 
 def define(values: flags.FlagValues) -> None:

@@ -236,23 +236,34 @@ def check_shared(folder: Path, file: Path) -> None:
 
 
 class Termination:
-    """SIGTERM as a request to save and end, while this context is open."""
+    """SIGTERM and a first Ctrl-C as a request to save and end, while this context is open.
+
+    Attributes:
+      by: what asked, in words.
+    """
 
     def __init__(self):
         self._asked = False
+        self.by = "SIGTERM"
 
     def __enter__(self) -> "Termination":
-        # Python delivers signals to the main thread alone; elsewhere SIGTERM keeps its meaning.
-        self._main = threading.current_thread() is threading.main_thread()
-        if self._main:
-            self._before = signal.signal(signal.SIGTERM, self._ask)
+        # Python delivers signals to the main thread alone; elsewhere they keep their meaning. A shell ignores Ctrl-C for
+        # what it runs in the background.
+        main = threading.current_thread() is threading.main_thread()
+        wanted = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) != signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._ask) for number in wanted if main}
         return self
 
     def __exit__(self, *exception) -> None:
-        if self._main:
-            signal.signal(signal.SIGTERM, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _ask(self, number, frame) -> None:
+        if number == signal.SIGINT:
+            if self._asked:
+                raise KeyboardInterrupt
+            self.by = "Ctrl-C"
+            os.write(2, b"Ctrl-C: the run is saved after this log interval, and ends; Ctrl-C again ends it at once\n")
         self._asked = True
 
     def agreed(self) -> bool:

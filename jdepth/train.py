@@ -33,7 +33,7 @@ def train(config: Config) -> dict[str, Any]:
     Returns the final evaluation: {"last": {...}, "best": {...}, "protocol": ...}, of a population {member: the same},
     also written to WORKDIR/evaluation.json. Where the run has several processes, all call this and process 0 writes.
 
-    Raises Stopped after a SIGTERM, once the state is saved, and UserError for anything wrong with config, data,
+    Raises Stopped after a SIGTERM or Ctrl-C, once the state is saved, and UserError for anything wrong with config, data,
     weights or workdir, before the first step where it can be known by then.
     """
     # ---- What the run needs is there -------------------------------------------------------------
@@ -175,7 +175,9 @@ def train(config: Config) -> dict[str, Any]:
                 for own in records:
                     own.keep_best()
             if stopping:
-                raise Stopped(f"stopped by SIGTERM after step {number} of {config['steps']}: the same command goes on")
+                raise Stopped(
+                    f"stopped by {termination.by} after step {number} of {config['steps']}: the same command goes on"
+                )
             watch.paused(time.perf_counter() - began)
         if not runs.alone:
             # A member's last step may be there only when the population's is, from which a killed run goes on.
@@ -220,6 +222,8 @@ def _depth_range(batches: JointBatches, expected: Mapping[str, float]) -> str:
             f"{shown}; expected config.depth_range, {expected['min']:g} to {expected['max']:g} m: is scale or formula "
             "right in the data set's description?"
         )
+    if middle < expected["max"] / 50:
+        shown += f"; that is near for a range up to {expected['max']:g} m: is scale or formula right in its description?"
     return shown
 
 

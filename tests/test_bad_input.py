@@ -13,7 +13,7 @@ from tiny_config import ROOT
 from tiny_run import SHORT, call, folder_set, picture, refused, save_backbone
 from weights_files import depth_anything_shapes, empty_tensors, write_zip
 
-from jdepth import checkpoint, inputs, logbook, main, predict, weights
+from jdepth import checkpoint, inputs, logbook, main, predict, train, weights
 from jdepth.data import order
 
 # ml_collections reads config files with load_module.
@@ -92,6 +92,13 @@ def test_depth_in_other_units_is_told_before_anything_is_written(start, tmp_path
     description.write_text(json.dumps(fields))
     line = start(**on_folder(description))
     assert "depth of the first batch: median" in line and "is scale or formula right" in line
+
+
+@pytest.mark.parametrize("metres, near", [(0.07, True), (2.0, False)])
+def test_depth_that_is_strangely_near_is_said(metres, near):
+    """It may be right: whoever trains sees it in the first line."""
+    said = train._depth_range(lambda number: {"depth": {"depth": np.full((1, 2, 2), metres)}}, {"min": 0.001, "max": 10.0})
+    assert said.startswith(f"depth of the first batch: median {metres:.4g} m") and ("is scale or formula" in said) == near
 
 
 def test_a_folder_one_level_off(start, tmp_path):
@@ -185,7 +192,9 @@ def test_weights_that_do_not_fit(start, tmp_path, model_file):
         return start(**{"backbone.train": "frozen", "backbone.weights": path, "backbone.name": name})
 
     assert "config.backbone.weights: a frozen vit_pico14 needs its weights" in frozen("")
-    assert "nothere.pth" in frozen("nothere.pth")
+    assert "config.backbone.weights: nothere.pth: no such file" in frozen("nothere.pth")
+    (tmp_path / "finished" / "checkpoints").mkdir(parents=True)
+    assert "is a run, expected a weights file" in frozen(tmp_path / "finished")
     pico = save_backbone(tmp_path / "pico.safetensors")
     assert f"{pico}: belongs to the backbone vit_pico14, expected vit_nano14" in frozen(pico, "vit_nano14")
     head = weights.load(model_file)
@@ -213,7 +222,7 @@ def test_a_hostile_pickle_is_not_executed(start, tmp_path):
 
 
 def test_init_from_nothing(start):
-    assert "nothere" in start(init_from="nothere")
+    assert start(init_from="nothere") == "error: config.init_from: nothere: no such file or folder"
 
 
 @pytest.mark.slow

@@ -84,6 +84,13 @@ def test_a_file_on_a_folder_is_scored_against_its_depth(model_file, here, tmp_pa
     Image.fromarray(np.full(picture().shape[:2], 77, np.uint8)).save(tmp_path / "set" / "val" / "label" / "a0.png")
     again, _ = scored(capsys, *arguments, "--protocol=whole80")
     assert again["protocol"].startswith("whole80: ")
+    # Another set, another protocol: none overwrites the others.
+    fields = json.loads(description.read_text())
+    description.with_name("other.json").write_text(json.dumps(fields | {"name": "of others/2"}))
+    other, _ = scored(capsys, *arguments[:1], f"--path={description.with_name('other.json')}")
+    assert other["dataset"] == "of others/2" and other["split"] == "val" and other["path"].endswith("other.json")
+    names = (f"evaluation_tiny_{name}.json" for name in ("made_val", "made_val_whole80", "of_others_2_val"))
+    assert {path.name for path in here.glob("*.json")} == set(names)
 
 
 @pytest.mark.parametrize(

@@ -184,6 +184,25 @@ def test_jax_finds_the_processes_by_itself(cache, one_process, tmp_path):
     assert_same_run(one_process, workdir)
 
 
+def test_the_first_ctrl_c_asks_and_the_second_ends(monkeypatch, capfd):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with multihost.Termination() as termination:
+            assert not termination.agreed()
+            signal.raise_signal(signal.SIGINT)
+            assert termination.agreed() and termination.by == "Ctrl-C" and "saved" in capfd.readouterr().err
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with multihost.Termination() as termination:
+            signal.raise_signal(signal.SIGINT)
+            assert not termination.agreed()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_without_a_cluster_jax_finds_nothing(cache, tmp_path):
     error = finish(start(cache, tmp_path / "run", 1, "--multihost", **SHORT), code=2)
     assert "--multihost: jax finds no cluster here" in error.splitlines()[-1]

@@ -131,10 +131,9 @@ def _locate(path: Path) -> Path:
     for name in FOLDER_FILES:
         if (path / name).is_file():
             return path / name
-    raise UserError(
-        f"{path}: is a folder without weights, expected one of {', '.join(FOLDER_FILES)} in it (or a run's workdir, "
-        "where a run is asked for)"
-    )
+    if (path / "checkpoints").is_dir():
+        raise UserError(f"{path}: is a run, expected a weights file; a training starts from a run with config.init_from")
+    raise UserError(f"{path}: is a folder without weights, expected one of {', '.join(FOLDER_FILES)} in it")
 
 
 @contextmanager

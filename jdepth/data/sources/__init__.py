@@ -151,8 +151,8 @@ def missing_error(names: Sequence[str], data_dir: str | Path, mixture: Sequence[
     without = f", go without with --config.data.auxiliary.name={'+'.join(rest)}" if rest else ""
     return UserError(
         f"data not found: {', '.join(names)}; expected {expected}; prepare the download with "
-        f"python -m jdepth.prepare {names[0]} --raw DIR --out {data_dir}{without}, or write a description file "
-        "(README, section 'Your own data')"
+        f"python -m jdepth.prepare {names[0]} --raw DIR --out {data_dir}{' (--dry_run says it of each)' * (len(names) > 1)}"
+        f"{without}, or write a description file (README, section 'Your own data')"
     )
 
 
