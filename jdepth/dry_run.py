@@ -106,7 +106,7 @@ def figures(config: Config) -> dict[str, str]:
     size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))  # noqa: E731
     per_step = flops.count(joint, state, frozen, batch) / config["look_ahead"]
     images = min(_evaluation_images(config), config["evaluate"]["during_limit"])
-    times = config["steps"] // config["evaluate"]["every"]
+    times = -(-config["steps"] // config["evaluate"]["every"])  # the last step is scored, whatever its number
     share = _evaluation_flops(config, model, images, times) / (per_step * config["steps"])
     peak = peak_memory.peak_bytes(joint, state, frozen, batch)
     return {
