@@ -7,8 +7,9 @@
 #
 # Further arguments go to pytest.
 set -euo pipefail
-# Two processes, each test file in one of them; the slow tests need the memory for themselves.
-extras=test paths="--ignore=tests/reference" marks="not slow" processes="-n 2 --dist loadfile"
+# Two processes, each test file in one of them; the slow tests need the memory for themselves. Files keep their order:
+# those of few tests, which xdist would start last, are whole runs, and the second process would have nothing left to do.
+extras=test paths="--ignore=tests/reference" marks="not slow" processes="-n 2 --dist loadfile --no-loadscope-reorder"
 case "${1:-}" in
 --reference) extras=test,reference paths="tests/reference" && shift ;;
 --slow) extras=test,reference paths="tests" marks="" processes="" && shift ;;
