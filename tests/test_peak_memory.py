@@ -28,9 +28,8 @@ def assert_near(estimate: int, found: int, what: str):
     assert estimate == pytest.approx(found, rel=0.15)
 
 
-@pytest.mark.parametrize(
-    "train", ["frozen", pytest.param("full", marks=pytest.mark.slow)]
-)  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize("train", ["frozen", "full"])
 def test_the_quickstarts_step_is_estimated(train):
     _, joint, *arguments = dry_run.abstract_step(read_config("quickstart", **{"backbone.train": train}))
     assert_near(peak_memory.peak_bytes(joint, *arguments), compiled_bytes(joint, arguments), f"ViT-nano {train}")
