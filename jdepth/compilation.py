@@ -36,6 +36,7 @@ from jdepth.models.vit import VisionTransformer
 VARIABLE = "JDEPTH_COMPILATION_CACHE"
 # Smaller programs are compiled as fast as they are found and read.
 LEAST_SECONDS = 0.1
+SOURCES = Path(__file__).parent
 # Where programs are kept under their keys: set by `keep_programs`, once it has looked at the folder.
 _folder: Path | None = None
 
@@ -104,9 +105,6 @@ def _obstacle(folder: Path, ours: bool = False) -> str | None:
         except OSError as error:
             return f"cannot be closed to others ({error.strerror or error})"
     return None
-
-
-SOURCES = Path(__file__).parent
 
 
 def _code() -> str:

@@ -260,7 +260,7 @@ class Termination:
 
     def _ask(self, number, frame) -> None:
         if number == signal.SIGINT:
-            if self._asked:
+            if self.by == "Ctrl-C":
                 raise KeyboardInterrupt
             self.by = "Ctrl-C"
             os.write(2, b"Ctrl-C: the run is saved after this log interval, and ends; Ctrl-C again ends it at once\n")

@@ -195,6 +195,11 @@ def test_the_first_ctrl_c_asks_and_the_second_ends(monkeypatch, capfd):
                 signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+        # After a SIGTERM a first Ctrl-C still lets it be saved.
+        with multihost.Termination() as termination:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGINT)
+            assert termination.agreed()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         with multihost.Termination() as termination:
             signal.raise_signal(signal.SIGINT)

@@ -135,11 +135,9 @@ def giant_with_outliers():
 
 # What float32 itself loses here: PyTorch's own is 4.2e-5, 5.4e-5 and 1.7e-4 away from its float64 at these sizes, and
 # XLA's products on a CPU round 1.6 times as much as MKL's. In float64 the two agree to 1e-10, below.
-ROUNDING = pytest.mark.xfail(reason="float32 rounding over 40 blocks, 1.2e-4 on the machine it was measured on")
-
-
+# At 420x546 ours is 1.2e-4 away, which this bound does not allow.
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [SIZES[0], pytest.param(SIZES[1], marks=ROUNDING), SIZES[2]])
+@pytest.mark.parametrize("size", SIZES)
 def test_giant_with_outlier_channels(giant_with_outliers, size):
     assert giant_with_outliers[size] <= TOLERANCE
 

@@ -149,10 +149,11 @@ def missing_error(names: Sequence[str], data_dir: str | Path, mixture: Sequence[
     expected = ", ".join(str(Path(data_dir) / name) for name in names)
     rest = [name for name in mixture if name not in names]
     without = f", go without with --config.data.auxiliary.name={'+'.join(rest)}" if rest else ""
+    each = " (--dry_run says it of each)" if len(names) > 1 else ""
     return UserError(
         f"data not found: {', '.join(names)}; expected {expected}; prepare the download with "
-        f"python -m jdepth.prepare {names[0]} --raw DIR --out {data_dir}{' (--dry_run says it of each)' * (len(names) > 1)}"
-        f"{without}, or write a description file (README, section 'Your own data')"
+        f"python -m jdepth.prepare {names[0]} --raw DIR --out {data_dir}{each}{without}, or write a description file "
+        "(README, section 'Your own data')"
     )
 
 
