@@ -43,12 +43,17 @@ class Sweep(NamedTuple):
     case: workload.Case
     lists: dict[str, tuple]
 
+    @property
+    def programs(self) -> int:
+        """How many are compiled: the members' common one, and a single run of each kind."""
+        return 1 + (len(self.lists["task"]) if "task" in self.lists else 1)
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", choices=SETS, help="named cases")
     parser.add_argument("--cases", nargs="+", default=[], metavar="CASE", help="single cases")
-    parser.add_argument("--minutes", type=float, help="start no case after so many minutes")
+    parser.add_argument("--minutes", type=float, help="start no case that may not end within so many minutes")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds per case")
     parser.add_argument("--seconds", type=float, default=0.6, help="length of a timed block")
     parser.add_argument("--again", action="store_true", help="measure finished cases again")
@@ -82,10 +87,14 @@ def run(given: argparse.Namespace, sweeps: Mapping[str, Sweep]) -> None:
     for name, sweep in sweeps.items():
         if name in results.rows() and not given.again:
             continue
-        if given.minutes is not None and time.monotonic() - began > 60 * given.minutes:
+        # What a case may take: for each of its programs as long as the longest so far, in this call or an earlier one.
+        spent, started = time.monotonic() - began, time.monotonic()
+        longest = max((row.get("seconds_per_program", 0.0) for row in results.rows().values()), default=0.0)
+        if given.minutes is not None and spent + longest * sweep.programs > 60 * given.minutes:
             print(f"no time left for {name}; the same command goes on with it")
             continue
-        results.add(name, row_of(sweep, given))
+        row = row_of(sweep, given)
+        results.add(name, row | {"seconds_per_program": (time.monotonic() - started) / sweep.programs})
         print(f"{name}: done after {time.monotonic() - began:.0f} s", flush=True)
     lines = [
         [
@@ -118,8 +127,10 @@ class Program:
         function = runs.build(None, self.steps, mapped=workload.mapped(mesh), mesh=mesh)
         given = (self._state, self._frozen, self._batch)
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), given)
-        # Counted as it is written, not as it is looped.
-        self.flops = flops.count(runs.build(None, self.steps, mesh=mesh), *abstract) / self.steps
+        # Counted as it is written, not as it is looped, and with attention's products in sight.
+        seen = {**config, "backbone": {**config["backbone"], "attention": "plain"}}
+        written = population.Runs(seen, experiment.build_model(seen), counts.get).build(None, self.steps, mesh=mesh)
+        self.flops = flops.count(written, *abstract) / self.steps
         began = time.perf_counter()
         self.compiled = jax.jit(function, donate_argnums=0).lower(*given).compile()
         self.compile_seconds = time.perf_counter() - began

@@ -147,16 +147,18 @@ def measure_group(given: argparse.Namespace, cases: list[Case], began: float) ->
     missing = [case for case in cases if given.again or str(case) not in results.rows()]
     # What a case may take: as long as the longest so far, in this process or an earlier one.
     longest = max((row.get("compile_seconds", 0.0) for row in results.rows().values()), default=0.0)
-    first = None
+    first, tried = None, False
     for case in missing:
         spent = time.monotonic() - began
-        if given.minutes is not None and spent + longest > 60 * given.minutes:
+        # The first one to measure is compared with a case that another process measured: that is compiled again.
+        preparing = 1 if tried or case == cases[0] else 2
+        if given.minutes is not None and spent + preparing * longest > 60 * given.minutes:
             print(f"no time left for {case}; the same command goes on with it")
             continue
         started = time.monotonic()
         try:
-            if first is None:
-                first = side.prepare(cases[0])
+            if not tried:
+                tried, first = True, _prepared(side, cases[0], own=case == cases[0])
             mine = first if case == cases[0] else side.prepare(case)
             results.add(str(case), row_of(side, case, mine, cases[0], first, given))
             if given.profile:
@@ -166,10 +168,20 @@ def measure_group(given: argparse.Namespace, cases: list[Case], began: float) ->
             if not _out_of_memory(error):
                 raise
             results.add(str(case), {"failed": f"out of memory: {str(error).splitlines()[0][:200]}"})
-        longest = max(longest, time.monotonic() - started)
+        longest = max(longest, (time.monotonic() - started) / preparing)
         print(f"{case}: done after {time.monotonic() - began:.0f} s", flush=True)
     if not os.environ.get("JDEPTH_BENCHMARK"):  # the starting process shows them all
         print(summary(results, cases))
+
+
+def _prepared(side: Any, case: Case, own: bool) -> "Ready | None":
+    """The case to compare with; None where it does not fit the memory and it is another one's turn (not `own`)."""
+    try:
+        return side.prepare(case)
+    except Exception as error:
+        if own or not _out_of_memory(error):
+            raise
+        return None
 
 
 def _out_of_memory(error: Exception) -> bool:
@@ -261,10 +273,11 @@ class TorchSide:
         profile.export_chrome_trace(str(folder / f"{str(case).replace(' ', '_')}.json"))
 
 
-def row_of(side: Any, case: Case, mine: Ready, first_case: Case, first: Ready, given: Any) -> dict[str, Any]:
-    """Everything that is told of a case."""
+def row_of(side: Any, case: Case, mine: Ready, first_case: Case, first: Ready | None, given: Any) -> dict[str, Any]:
+    """Everything that is told of a case; without `first`, which did not fit the memory, no comparison with it."""
     calls: dict[str, Call] = {"product": side.product, "case": mine.call}
-    if mine is not first:
+    compared = first is not None and mine is not first
+    if compared:
         calls["first"] = first.call
     times = measure.interleaved(calls, given.rounds, given.seconds)
     seconds = [value / mine.steps for value in times["case"]]
@@ -287,7 +300,7 @@ def row_of(side: Any, case: Case, mine: Ready, first_case: Case, first: Ready, g
         "program_bytes": mine.program_bytes,
         "peak_bytes_of_the_process": side.peak_bytes(),
     } | mine.about
-    if mine is not first:
+    if compared:
         row |= {"compared_with": str(first_case), "times_as_fast": measure.ratio(times, "first", "case")
                 * mine.steps / first.steps}  # fmt: skip
     return row

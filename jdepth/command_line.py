@@ -56,6 +56,28 @@ def call(main: Main, usage: str, define: Define, argv: Sequence[str]) -> int:
         return 1
     except OSError as error:
         return _fail(of_system(error))
+    except (AssertionError, RuntimeError):
+        if reason := no_device():
+            return _fail(reason)
+        raise
+
+
+def no_device() -> str | None:
+    """Why jax has no device to compute on, where JAX_PLATFORMS names one that is not here; else None."""
+    wanted = os.environ.get("JAX_PLATFORMS", "")
+    if not wanted:
+        return None
+    import jax
+
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError) as error:  # a GPU that is missing is a bare assertion of jax 0.10
+        said = f" ({' '.join(str(error).split())})" if str(error) else ""
+        return (
+            f"JAX_PLATFORMS={wanted}: jax finds no such device here{said}: unset it, or install the jax of this "
+            "device (JDEPTH_EXTRAS=cuda12, cuda13 or tpu bash launch/local.sh)"
+        )
+    return None
 
 
 def of_system(error: OSError) -> str:
@@ -89,7 +111,7 @@ def _parse(values: flags.FlagValues, argv: list[str]) -> list[str]:
     try:
         return values(argv)[1:]
     except Exception as error:
-        raise config_flags.explain(argv, error) from error
+        raise config_flags.explain(argv, error, values) from error
 
 
 def _fail(message: str) -> int:

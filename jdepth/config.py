@@ -103,11 +103,15 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def suggest(key: str) -> str:
     """What an unknown key may have meant, as the end of an error message."""
     known = flatten(RELEASED)
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    if not close:
-        last = key.rsplit(".", 1)[-1]
-        close = [k for k in known if k.rsplit(".", 1)[-1] == last][:1]
-    return f"; did you mean {close[0]}?" if close else "; the keys are those of jdepth/recipe.py"
+    section, _, last = key.rpartition(".")
+    inside = {k.removeprefix(f"{section}."): k for k in known if section and k.startswith(f"{section}.")}
+    # A section's name in common makes any two of its keys look alike: compared is what follows.
+    close = [inside[k] for k in difflib.get_close_matches(last, inside, n=1, cutoff=0.5)]
+    close = close or ([] if inside else difflib.get_close_matches(key, known, n=1, cutoff=0.5))
+    close = close or [k for k in known if k.rsplit(".", 1)[-1] == last][:1]
+    if close:
+        return f"; did you mean {close[0]}?"
+    return f"; {section} has {', '.join(inside)}" if inside else "; the keys are those of jdepth/recipe.py"
 
 
 def check(config: Mapping[str, Any]) -> None:

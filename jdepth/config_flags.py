@@ -6,7 +6,7 @@ inside the file comes out of it as whatever exception was at hand; `explain` fin
 
 import re
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +55,13 @@ def refuse_repeated(argv: Sequence[str]) -> None:
         seen.add(key)
 
 
-def explain(argv: Sequence[str], error: Exception) -> UserError:
-    """The user's mistake behind what was raised while parsing `argv`, as one line."""
+def explain(argv: Sequence[str], error: Exception, values: Container[str] = ()) -> UserError:
+    """The user's mistake behind what was raised while parsing `argv`, as one line; `values`: the command's flags."""
     known = config.flatten(RELEASED)
     overrides = list(_overrides(argv))
     for _, key in overrides:
+        if key not in known and key in values:
+            return UserError(f"--config.{key}: unknown key; did you mean --{key}?")
         if key not in known:
             return UserError(f"--config.{key}: unknown key{config.suggest(key)}")
     place, file = _file(argv)

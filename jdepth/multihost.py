@@ -148,11 +148,15 @@ def _ended_together(line: lifeline.Lifeline | None) -> Iterator[None]:
         told = command_line.of_system(error) if isinstance(error, OSError) else str(error)
         reason, code = " ".join(told.split()), 2
     except Exception as error:
-        if line is not None:
+        no_device = command_line.no_device()
+        if line is not None and not no_device:
             # What looks like a failure of this process may be the end of another: then its name comes first.
             time.sleep(NEWS)
-        traceback.print_exc()
-        reason, code = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", 1
+        if no_device:
+            reason, code = no_device, 2
+        else:
+            traceback.print_exc()
+            reason, code = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", 1
     else:
         return
     if line is not None:
@@ -264,6 +268,8 @@ class Termination:
                 raise KeyboardInterrupt
             self.by = "Ctrl-C"
             os.write(2, b"Ctrl-C: the run is saved after this log interval, and ends; Ctrl-C again ends it at once\n")
+        elif not self._asked:
+            os.write(2, b"SIGTERM: the run is saved after this log interval, and ends\n")
         self._asked = True
 
     def agreed(self) -> bool:

@@ -106,18 +106,26 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
     names = dict(zip(found, output_names(found), strict=True))
     check_out(Path(values.out), found)
 
-    from jdepth import compilation, predictor
+    from jdepth import compilation, images, point_cloud, predictor
 
-    compilation.keep_programs()
-    model = predictor.load(values.checkpoint, backbone=values.backbone, model=values.model, kind=values.kind)
-    if values.points and model.max_depth is None:
-        raise UserError(f"--points: {model.name} predicts relative disparity, from which no points in space follow")
-    command = _Command(model, values)
+    focal = point_cloud.parse_numbers("focal", values.focal, (1, 2)) if values.focal else None
+    centre = point_cloud.parse_numbers("centre", values.centre, (2,)) if values.centre else None
+    if focal is not None and min(focal) <= 0:
+        raise UserError(f"--focal: {values.focal}, expected positive pixels")
     videos = [path for path in found if path.suffix.lower() in VIDEOS]
     if videos and values.points:
         raise UserError(f"--points: is for images; leave {videos[0]} out")
     if values.frames and not videos:
         raise UserError("--frames: is for videos, of which none was named")
+    if values.points and focal is None and not any(images.focal_length(path) for path in found):
+        more = f" nor do the {len(found) - 1} other images" if len(found) > 1 else ""
+        raise UserError(f"--points: {found[0]} says no focal length in EXIF{more}; give --focal in pixels")
+
+    compilation.keep_programs()
+    model = predictor.load(values.checkpoint, backbone=values.backbone, model=values.model, kind=values.kind)
+    if values.points and model.max_depth is None:
+        raise UserError(f"--points: {model.name} predicts relative disparity, from which no points in space follow")
+    command = _Command(model, values, focal, centre)
     command.images([path for path in found if path not in videos], names)
     for path in videos:
         command.video(path, names[path])
@@ -127,15 +135,10 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
 class _Command:
     """One run of the command: its model, its flags, what it has done so far."""
 
-    def __init__(self, model: "Predictor", values: flags.FlagValues):
-        from jdepth import point_cloud
-
+    def __init__(self, model: "Predictor", values: flags.FlagValues, focal: tuple | None, centre: tuple | None):
         self.model, self.values, self.folder = model, values, Path(values.out)
         self.bad, self.unread = 0, 0  # errors told; images without a result
-        self.focal = point_cloud.parse_numbers("focal", values.focal, (1, 2)) if values.focal else None
-        self.centre = point_cloud.parse_numbers("centre", values.centre, (2,)) if values.centre else None
-        if self.focal is not None and min(self.focal) <= 0:
-            raise UserError(f"--focal: {values.focal}, expected positive pixels")
+        self.focal, self.centre = focal, centre
 
     def images(self, paths: list[Path], names: dict[Path, str]) -> None:
         """Predict images, in batches of one size."""

@@ -195,8 +195,11 @@ def _in_parts(gradient, task: Task, parts: int, shards: int, mapped: bool):
         def add(total, index):
             # The barrier keeps the compiler from computing all parts at once, which would hold them all in memory.
             total, given_, own_ = jax.lax.optimization_barrier((total, given, own))
-            found = gradient(trained, part(given_, index), None if own_ is None else part(own_, index))
-            return jax.tree.map(lambda t, x: t + weights[index].astype(t.dtype) * x, total, found), None
+            (value, terms), found = gradient(trained, part(given_, index), None if own_ is None else part(own_, index))
+            shares = {name: 1 / parts if name in task.over_all else weights[index] for name in terms}
+            shares = (weights[index], shares), jax.tree.map(lambda _: weights[index], found)
+            added = lambda t, x, share: t + jnp.asarray(share, t.dtype) * x  # noqa: E731
+            return jax.tree.map(added, total, ((value, terms), found), shares), None
 
         like = jax.eval_shape(gradient, trained, part(given, 0), None if own is None else part(own, 0))
         total = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), like)

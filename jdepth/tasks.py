@@ -34,6 +34,7 @@ class Task:
       predict: (head parameters, decoder map, inputs) -> what its metrics need.
       weight: inputs -> (), how many units (groups, pixels, samples) the loss is a mean over; None where the loss of
         a batch is no mean of the losses of its parts.
+      over_all: named terms that are means over the whole batch, whatever it weighs.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Task:
     loss: Callable[[Any, jax.Array, Inputs, jax.Array], tuple[jax.Array, Terms]]
     predict: Callable[[Any, jax.Array, Inputs], jax.Array]
     weight: Callable[[Inputs], jax.Array] | None = None
+    over_all: tuple[str, ...] = ()
 
 
 def depth(
@@ -93,7 +95,7 @@ def depth(
 
     # The gradient loss pools the pixels of each of its scales: no single weight adds up its parts.
     weight = None if gradient_weight else weight
-    return Task("depth", "depth", "depth_head", init, prepare, loss, predict, weight)
+    return Task("depth", "depth", "depth_head", init, prepare, loss, predict, weight, ("at_min_depth",))
 
 
 def _auxiliary(name, head, prepare_more, loss, predict, weight) -> Task:

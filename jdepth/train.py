@@ -43,6 +43,8 @@ def train(config: Config) -> dict[str, Any]:
     batch_sizes = {k: v for k, v in config["batch"].items() if k == "depth" or inputs.uses_auxiliary(config)}
     mesh = parallel.training_mesh(config["look_ahead"], config["mesh"]["fsdp"], **batch_sizes)
     inputs.check_parts(config, parallel.batch_shards(mesh))
+    model = experiment.build_model(config)
+    experiment.check_weights(config)
     inputs.read_small_sets(config)
 
     # ---- Data ------------------------------------------------------------------------------------
@@ -56,10 +58,8 @@ def train(config: Config) -> dict[str, Any]:
     }
     # Images too small for a crop, and depth in other units, show in a batch: told before anything is written.
     print(_depth_range(JointBatches(depth_stream, auxiliary_stream, **sampling), config["depth_range"]))
-    experiment.check_weights(config)
 
     # ---- Model, tasks, program -------------------------------------------------------------------
-    model = experiment.build_model(config)
     counts = auxiliary_stream.class_counts if auxiliary_stream else lambda task: ()
     runs = population.Runs(config, model, counts)
     ratio = config["backbone"]["lr_ratio"] if config["backbone"]["train"] == "full" else None

@@ -15,6 +15,13 @@ find_python() {
     return 2
 }
 
+for extra in ${1//,/ }; do
+    case $extra in
+    cuda12 | cuda13 | tpu | test | reference | notebook) ;;
+    *) echo "error: JDEPTH_EXTRAS: no extra $extra; there are cuda12, cuda13, tpu, test, reference and notebook" >&2 && exit 2 ;;
+    esac
+done
+
 if [ ! -x .venv/bin/python ]; then
     python=$(find_python) || exit 2
     echo "making .venv with $("$python" --version)"

@@ -1,6 +1,7 @@
 """The commands' common front: exit codes, one line per mistake, help."""
 
 import errno
+import os
 import subprocess
 import sys
 
@@ -52,6 +53,18 @@ def test_a_full_disk_or_a_forbidden_path_is_one_line(capsys):
     line = refused(capsys, raising(PermissionError(errno.EACCES, "Permission denied", "runs/x")))
     assert line == "error: runs/x: Permission denied: check the path, its permissions and the free space"
     assert "No space left" in refused(capsys, raising(OSError(errno.ENOSPC, "No space left on device")))
+
+
+@pytest.mark.parametrize("platform, said", [("cuda", "jax finds no such device here"), ("xyz", "'xyz' is not in the list")])
+def test_a_missing_device_is_one_line(platform, said):
+    code = "from test_command_line import *; import jax; sys.exit(call(Command(lambda *_: jax.devices())))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=os.path.dirname(__file__), env=os.environ | {"JAX_PLATFORMS": platform},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"error: JAX_PLATFORMS={platform}: ") and said in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_our_own_mistakes_are_not_hidden():

@@ -74,6 +74,8 @@ def test_workdir_is_derived_from_the_file(trained):
     [
         ("--config.alpa=0.8", "--config.alpa: unknown key; did you mean alpha?"),
         ("--config.batch.dept=4", "--config.batch.dept: unknown key; did you mean batch.depth?"),
+        ("--config.population.decoder=(1, 2)", "--config.population.decoder: unknown key; population has alpha, "),
+        ("--config.dry_run", "--config.dry_run: unknown key; did you mean --dry_run?"),
         ("--config.channels=16", "--config.channels: unknown key; did you mean decoder.channels?"),
         ("--config.batch=4", "--config.batch: unknown key; did you mean batch.depth?"),
         ("--config.xyzzy.q=4", "--config.xyzzy.q: unknown key; the keys are those of jdepth/recipe.py"),

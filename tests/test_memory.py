@@ -3,10 +3,12 @@
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import pytest
+from jax.sharding import AbstractMesh, PartitionSpec
 from tiny_config import plain
 
-from jdepth import compilation, memory, train
+from jdepth import compilation, memory, peak_memory, train
 from jdepth.errors import UserError
 
 
@@ -56,3 +58,16 @@ def test_a_gpu_may_need_half_of_the_estimate(free, fits, traced, monkeypatch):
 def test_devices_share_what_is_not_held(traced):
     assert memory.step_bytes(traced, 0, 4) == 1.25 * 2**30
     assert memory.step_bytes(traced, 0, 4, held=2**28) == 0.5 * 2**30
+
+
+def test_what_one_device_holds_counts_for_all():
+    """The same program as one, and in a shard_map where shapes are a device's."""
+    mesh, split = AbstractMesh((4,), ("data",)), PartitionSpec("data")
+
+    def wide(x):
+        return jnp.tanh(x @ jnp.ones((64, 640))) @ jnp.ones((640, 64))
+
+    apart = jax.shard_map(wide, mesh=mesh, in_specs=split, out_specs=split, check_vma=False)
+    rows = jax.ShapeDtypeStruct((8192, 64), jnp.float32)
+    # The two kernels, which are made inside, are there once per device.
+    assert peak_memory.peak_bytes(apart, rows) == pytest.approx(peak_memory.peak_bytes(wide, rows), rel=0.05)

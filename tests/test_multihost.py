@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from test_train import assert_same_run, finish, start
@@ -162,9 +163,13 @@ def test_the_workdir_must_be_shared(folders, code, tmp_path):
 @pytest.mark.slow
 def test_one_process_stops_and_saves_too(cache, tmp_path):
     workdir = tmp_path / "run"
-    process = start(cache, workdir, 2, **(SHORT | {"steps": 1000, "evaluate.every": 1000}))
+    process = start(cache, workdir, 2, **(SHORT | {"steps": 1000, "evaluate.every": 1000, "data.workers": 2}))
     wait_for_row(process, workdir, 5)
-    process.send_signal(signal.SIGTERM)
+    # As a cluster does it: to every process, the workers that read data among them, which shall not end.
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    others = [int(pid) for pid in workers.read_text().split()] if workers.exists() else []
+    for pid in (*others, process.pid):
+        os.kill(pid, signal.SIGTERM)
     process.communicate(timeout=300)
     assert process.returncode == 75
     assert checkpoint.steps(workdir, "last") == [logbook.read_rows(workdir / "metrics.jsonl")[-1]["step"]]
@@ -349,7 +354,9 @@ GCLOUD = """#!/usr/bin/env bash
 # Stands for gcloud: a slice that is preempted during the first run.
 echo "$*" >>"$LOG"
 case "$4" in
-describe) cat "$LOG.state" ;;
+describe)
+    [ -z "${REFUSED:-}" ] || { echo "ERROR: $REFUSED" >&2 && exit 1; }
+    cat "$LOG.state" 2>/dev/null || { echo "ERROR: NOT_FOUND: no such resource" >&2 && exit 1; } ;;
 create) echo READY >"$LOG.state" ;;
 delete) rm "$LOG.state" ;;
 ssh)
@@ -382,3 +389,13 @@ def test_a_preempted_tpu_slice_is_made_again(tmp_path):
     del environment["TPU_TYPE"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and "is ABSENT; create it, or set TPU_TYPE" in done.stderr
+    environment["REFUSED"] = "UNAUTHENTICATED: log in first"
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "ABSENT" not in done.stderr
+    assert "UNAUTHENTICATED: log in first" in done.stderr and "cannot tell the state" in done.stderr
+
+
+def test_a_misspelt_extra_installs_nothing(tmp_path):
+    script = ROOT / "launch" / "environment.sh"
+    done = subprocess.run(["bash", "-c", f". {script} test,cuda"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and "no extra cuda; there are cuda12, cuda13" in done.stderr

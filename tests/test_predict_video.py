@@ -121,6 +121,9 @@ def test_points(model_file, tmp_path, capsys):
     assert call(predict, *arguments) == 2
     assert "b.png: says no focal length in EXIF" in capsys.readouterr().err
     assert (tmp_path / "out" / "a_points.ply").exists() and (tmp_path / "out" / "b_depth.png").exists()
+    assert call(predict, *arguments[:-2], tmp_path / "b.png", "--out", tmp_path / "none") == 2
+    assert "b.png says no focal length in EXIF; give --focal" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
     assert call(predict, *arguments, "--focal=50,52", "--centre=30,20") == 0
     body = (tmp_path / "out" / "b_points.ply").read_bytes().split(b"end_header\n", 1)[1]
     vertices = np.frombuffer(body, [("xyz", "<f4", 3), ("rgb", "u1", 3)])

@@ -307,10 +307,10 @@ def _masked(stream, weighted=True):
 
     def loss(head, features, inputs, number):
         error = (features @ head["kernel"] - inputs["target"]) ** 2
-        return jnp.sum(error.mean(1) * inputs["counts"]) / jnp.maximum(inputs["counts"].sum(), 1), {}
+        return jnp.sum(error.mean(1) * inputs["counts"]) / jnp.maximum(inputs["counts"].sum(), 1), {"seen": jnp.mean(error)}
 
     weight = (lambda inputs: inputs["counts"].sum()) if weighted else (lambda inputs: 1.0)
-    return Task(stream, stream, f"{stream}_head", None, dict, loss, None, weight)
+    return Task(stream, stream, f"{stream}_head", None, dict, loss, None, weight, ("seen",))
 
 
 def counting_batches():

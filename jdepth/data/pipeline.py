@@ -6,6 +6,7 @@ batches consumed, an integer of ours: grain's own iterator state is bound to the
 """
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -13,6 +14,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from jdepth.data import pool
 from jdepth.data.streams import AuxiliaryStream, DepthStream, JointBatches, Replaced
 from jdepth.errors import UserError
 
@@ -151,7 +153,9 @@ class JointIterator:
 
 
 def _start_worker(index: int, count: int) -> None:
-    """In a worker: no accelerator, should anything ever start a jax backend, and one thread per worker."""
+    """In a worker: no accelerator, should anything ever start a jax backend, one thread per worker, and no end by a
+    signal: the run goes on to the end of its log interval. (grain ends workers by an event, and kills the late.)"""
+    pool.leave_signals_to_parent(signal.SIGINT, signal.SIGTERM)
     os.environ["JAX_PLATFORMS"] = "cpu"
     if "jax" in sys.modules:  # grain has imported it, and it has read the variable already
         sys.modules["jax"].config.update("jax_platforms", "cpu")

@@ -92,13 +92,20 @@ def _start_worker(done: Any) -> None:
     import cv2
 
     cv2.setNumThreads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leave_signals_to_parent(signal.SIGINT)
 
     def count() -> None:
         with done.get_lock():
             done.value += 1
 
     _tick = count
+
+
+def leave_signals_to_parent(*numbers: int) -> None:
+    """In a worker: signals that a terminal or a cluster sends to all processes at once are the parent's to answer, and
+    the worker ends when the parent is gone."""
+    for number in numbers:
+        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
     def follow() -> None:
