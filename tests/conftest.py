@@ -3,8 +3,14 @@
 import os
 from pathlib import Path
 
-import jax
-import pytest
+# Of several test processes each has its own cores, before libraries count them: their threads would wait for each other.
+if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
+    _number, _count = int(os.environ["PYTEST_XDIST_WORKER"][2:]), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    _cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, _cores[_number::_count] or _cores)
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 # Tests and the processes that they start leave the user's compiled programs alone.
 os.environ["JDEPTH_COMPILATION_CACHE"] = "off"
