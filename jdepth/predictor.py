@@ -170,8 +170,8 @@ def _from_run(workdir: Path, backbone: str | Path | None, kind: str, portable: b
 
     config = config_module.read_json(workdir / "config.json")
     if any(config["population"].values()):
-        inside = ", ".join(sorted(path.name for path in (workdir / "members").glob("*/")))
-        raise UserError(f"{workdir}: is a population; name one of its members, {workdir / 'members'}/ {inside}")
+        inside = " or ".join(sorted(str(path) for path in (workdir / "members").glob("*/")))
+        raise UserError(f"{workdir}: is a population; name one of its members: {inside}")
     if portable:
         own = {**config["backbone"], "attention": "plain", "float8": ()}
         config = {**config, "precision": "float32", "backbone": own}

@@ -22,6 +22,10 @@ for extra in ${1//,/ }; do
     esac
 done
 
+# Jobs that start together share the folder: one installs, the others wait. (The lock goes with this shell.)
+if command -v flock >/dev/null && { exec 9>.venv.lock; } 2>/dev/null; then
+    flock --nonblock 9 || { echo "waiting for another installation in $PWD/.venv" && flock 9; } || true
+fi
 if [ ! -x .venv/bin/python ]; then
     python=$(find_python) || exit 2
     echo "making .venv with $("$python" --version)"
@@ -37,3 +41,4 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     "$PYTHON" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$1]" || exit 2
     echo "$wanted" >"$stamp"
 fi
+exec 9>&-

@@ -81,5 +81,6 @@ def choose(
         return fitting[0]
     raise UserError(
         f"{path}: cannot tell which model this is: {' or '.join(candidates)}; "
-        "say which with --model NAME (before training: of jdepth.convert), or keep the official file name"
+        "say which with --model NAME (for training: of jdepth.convert, and give what that writes), or keep the official "
+        "file name, or its config.json beside it"
     )
