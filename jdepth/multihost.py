@@ -76,6 +76,9 @@ def joined(detect: bool, start_timeout: float, lost_timeout: float) -> Iterator[
         yield
     if line is not None:
         line.leave()
+    # Launchers send SIGTERM to those that end last. While Python closes down its handlers are gone, and the signal would
+    # change the exit code, by which a run that was saved is started again; to be ignored stays.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def from_environment(environment: Mapping[str, str]) -> tuple[str, int, int] | None:

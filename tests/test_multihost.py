@@ -99,6 +99,11 @@ def test_a_stopped_run_started_again_is_the_same_run(cache, one_process, tmp_pat
     processes = start_two(cache, workdir)
     wait_for_row(processes[0], workdir, 5)
     processes[1].send_signal(signal.SIGTERM)
+    # As srun does: when one has ended, the other is told to, which is closing down by then.
+    while all(process.poll() is None for process in processes):
+        time.sleep(0.01)
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
     first, _ = finish_two(processes, 75)
     stopped = checkpoint.read_clock(workdir)["step"]
     assert f"stopped by SIGTERM after step {stopped} of 20" in first
@@ -139,7 +144,7 @@ def test_a_signal_before_training_ends_both_at_once(cache, tmp_path):
 
 
 SEES = """
-import sys, pathlib
+import pathlib, signal, sys
 from jdepth import multihost
 multihost.FILE_SEEN = 2
 folder = pathlib.Path(sys.argv[1])
@@ -147,6 +152,7 @@ with multihost.joined(False, 60, 60):
     assert multihost.gather(7 + multihost.shard()[0]).tolist() == [7, 8]
     multihost.check_same("text", "a")
     multihost.check_shared(folder, folder / "token")
+assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
 """
 
 
