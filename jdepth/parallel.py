@@ -58,7 +58,7 @@ def training_mesh(look_ahead: int = 1, fsdp: int = 1, devices: list | None = Non
     worst = next((name for name, size in batches.items() if size % count), next(iter(batches)))
     apart = count // math.gcd(count, *batches.values())
     shared = f" (config.mesh.fsdp={fsdp} of them need rows of their own: or lower it)" if fsdp > 1 else ""
-    fewer = " (CUDA_VISIBLE_DEVICES)" if devices[0].platform == "gpu" else ""
+    fewer = " (CUDA_VISIBLE_DEVICES)" if jax.default_backend() == "gpu" else ""
     raise UserError(
         f"config.batch.{worst}={batches[worst]} does not divide among {count} devices{shared}: use a multiple of "
         f"{count}, config.look_ahead a multiple of {apart} (with a frozen backbone), or fewer devices{fewer}"

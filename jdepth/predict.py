@@ -117,14 +117,14 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
         raise UserError(f"--points: is for images; leave {videos[0]} out")
     if values.frames and not videos:
         raise UserError("--frames: is for videos, of which none was named")
-    if values.points and focal is None and not any(images.focal_length(path) for path in found):
-        more = f" nor do the {len(found) - 1} other images" if len(found) > 1 else ""
-        raise UserError(f"--points: {found[0]} says no focal length in EXIF{more}; give --focal in pixels")
 
     compilation.keep_programs()
     model = predictor.load(values.checkpoint, backbone=values.backbone, model=values.model, kind=values.kind)
     if values.points and model.max_depth is None:
         raise UserError(f"--points: {model.name} predicts relative disparity, from which no points in space follow")
+    if values.points and focal is None and not any(images.focal_length(path) for path in found):
+        more = f" nor do the {len(found) - 1} other images" if len(found) > 1 else ""
+        raise UserError(f"--points: {found[0]} says no focal length in EXIF{more}; give --focal in pixels")
     command = _Command(model, values, focal, centre)
     command.images([path for path in found if path not in videos], names)
     for path in videos:
