@@ -46,7 +46,9 @@ def read(values: flags.FlagValues) -> dict[str, Any]:
 
 
 def refuse_repeated(argv: Sequence[str]) -> None:
-    """Raise UserError for a list given twice: ml_collections would join the two."""
+    """Raise UserError for a list given twice, which ml_collections would join, and for two config files."""
+    if sum(argument.lstrip("-").partition("=")[0] == "config" for argument in argv if argument.startswith("-")) > 1:
+        raise UserError("--config: given twice; give one config file, and override its keys with --config.key=value")
     lists = {key for key, value in config.flatten(RELEASED).items() if isinstance(value, tuple)}
     seen = set()
     for _, key in _overrides(argv):
@@ -81,7 +83,7 @@ def explain(argv: Sequence[str], error: Exception, values: Container[str] = ()) 
 def _overrides(argv: Sequence[str]) -> Iterator[tuple[int, str]]:
     """(position, key) of every `--config.key`."""
     for position, argument in enumerate(argv):
-        found = re.match(r"--?(?:no)?config\.([^=]+)", argument)
+        found = re.match(r"--?(?:no)?config\.([^=]*)", argument)
         if found:
             yield position, found.group(1)
 

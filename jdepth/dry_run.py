@@ -132,7 +132,9 @@ def _readable(number: float) -> str:
 
 def _evaluation_flops(config: Config, model, images: int, times: int) -> float:
     """FLOPs of all evaluations while training; a frozen backbone's features are kept for as many images as fit."""
-    size = config["evaluate"]["input_size"] or config["data"]["depth"]["rooms_size"] or PUBLISHED_SIZE
+    given = config["data"]["depth"]
+    rendered = given["rooms_size"] if given["name"] == "rooms" else ()
+    size = config["evaluate"]["input_size"] or rendered or PUBLISHED_SIZE
     image = jax.ShapeDtypeStruct((1, *(int(s) for s in size), 3), jnp.float32)
     params = experiment.abstract_params(config, model, [])
     if config["backbone"]["train"] == "frozen":

@@ -201,16 +201,19 @@ def _split(values: flags.FlagValues) -> str:
 
 
 def _default_out(values: flags.FlagValues, dataset: str) -> Path:
-    """A file for each model, data set by its own name, split, and protocol and alignment that were asked for."""
-    aligned = "" if values.align == "auto" else "_aligned"
+    """A file for each model, data set by its own name, split, and protocol, alignment and limit that were asked for."""
+    asked = ("" if values.align == "auto" else "_aligned") + (f"_{values.limit}_images" if values.limit else "")
     dataset = re.sub(r"[^\w.+-]+", "_", dataset)
     protocol = f"_{values.protocol}" if values.protocol else ""
     if values.workdir:
-        return Path(values.workdir) / f"evaluation_{values.kind}{aligned}.json"
+        return Path(values.workdir) / f"evaluation_{values.kind}{asked}.json"
     checkpoint = Path(values.checkpoint)
     if (checkpoint / "checkpoints").is_dir():
-        return checkpoint / f"evaluation_{values.kind}_{dataset}_{_split(values)}{protocol}{aligned}.json"
-    return Path(f"evaluation_{checkpoint.stem}_{dataset}_{_split(values)}{protocol}{aligned}.json")
+        return checkpoint / f"evaluation_{values.kind}_{dataset}_{_split(values)}{protocol}{asked}.json"
+    name = checkpoint.name if checkpoint.is_dir() else checkpoint.stem
+    # Hugging Face's file is called the same in every folder.
+    name = checkpoint.resolve().parent.name if name in ("model", "pytorch_model") else name
+    return Path(f"evaluation_{name}_{dataset}_{_split(values)}{protocol}{asked}.json")
 
 
 if __name__ == "__main__":

@@ -235,7 +235,8 @@ def _check_shapes(params: Any, expected: Any, workdir: Path) -> None:
 def trained_size(config: Mapping[str, Any]) -> tuple[int, int] | None:
     """Size (height, width) that whole images had before cropping; None where it was their own."""
     given = config["data"]["depth"]
-    return tuple(config["evaluate"]["input_size"] or given["augmentation"]["resize"] or given["rooms_size"]) or None
+    rendered = given["rooms_size"] if given["name"] == "rooms" else ()
+    return tuple(config["evaluate"]["input_size"] or given["augmentation"]["resize"] or rendered) or None
 
 
 def _from_file(path: Path, backbone: str | Path | None, model: str | None, portable: bool) -> Predictor:

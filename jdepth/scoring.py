@@ -19,7 +19,7 @@ from jdepth.models.depth_model import DepthModel
 from jdepth.tasks import Task
 
 Params = Mapping[str, Any]
-# Pixels per image that the best constant is computed from, evenly spaced.
+# Pixels per image that the best constant is computed from, evenly spaced; fewer than twice as many, or all.
 CONSTANT_PIXELS = 20_000
 PROGRESS_SECONDS = 10.0
 # Each image size has compiled code of its own, 20 MB and more: a folder of photos, each cropped by hand, adds up.
@@ -142,7 +142,7 @@ _align = jax.jit(metrics.align_disparity)
 def score_constant(batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, float]:
     """The best constant depth of an evaluation set and its AbsRel: what any model has to beat.
 
-    From at most `CONSTANT_PIXELS` evenly spaced valid pixels of each image.
+    From every n-th valid pixel of each image, so that at least `CONSTANT_PIXELS` remain, or all of them.
     """
 
     def valid_depths():

@@ -44,7 +44,9 @@ def train(config: Config) -> dict[str, Any]:
     mesh = parallel.training_mesh(config["look_ahead"], config["mesh"]["fsdp"], **batch_sizes)
     inputs.check_parts(config, parallel.batch_shards(mesh))
     model = experiment.build_model(config)
-    experiment.check_weights(config)
+    going_on = bool(checkpoint.steps(workdir, "last"))
+    # What was loaded at the first start is in the checkpoint.
+    experiment.check_weights({**config, "init_from": ""} if going_on else config)
     inputs.read_small_sets(config)
 
     # ---- Data ------------------------------------------------------------------------------------
@@ -89,7 +91,6 @@ def train(config: Config) -> dict[str, Any]:
     compiled = compilation.compile_aside(trace, model.backbone, name, needed, kept)
 
     # ---- State -----------------------------------------------------------------------------------
-    going_on = bool(checkpoint.steps(workdir, "last"))
     starts: list[experiment.Parameters] = []
     for member, todo, shape in zip(runs.members, runs.tasks, shapes, strict=True):
         given = {**member.config, "init_from": ""} if going_on else member.config

@@ -78,6 +78,8 @@ def test_workdir_is_derived_from_the_file(trained):
         ("--config.dry_run", "--config.dry_run: unknown key; did you mean --dry_run?"),
         ("--config.channels=16", "--config.channels: unknown key; did you mean decoder.channels?"),
         ("--config.batch=4", "--config.batch: unknown key; did you mean batch.depth?"),
+        ("--config.=4", "--config.: unknown key; the keys are those of jdepth/recipe.py"),
+        ("--config=configs/folder.py", "--config: given twice; give one config file"),
         ("--config.xyzzy.q=4", "--config.xyzzy.q: unknown key; the keys are those of jdepth/recipe.py"),
         ("--config.alpha=much", "--config.alpha: 'much' is not a number"),
         ("--config.steps=1.5", "--config.steps: '1.5' is not a whole number"),

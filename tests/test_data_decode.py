@@ -93,6 +93,10 @@ def test_pgm(stored, ascii_numbers, largest):
             np.testing.assert_array_equal(read(path), ROWS)
         else:
             assert f"largest value {largest}" in refused(read, path)
+    if largest not in (255, 65535):
+        assert f"largest value {largest}" in refused(decode.read_image, path)
+    elif not ascii_numbers:
+        assert decode.read_image(path).shape == (*ROWS.shape, 3)
 
 
 @pytest.mark.parametrize("read", [decode.read_values, decode.read_ids])

@@ -103,6 +103,19 @@ def test_invalid_values_clip_and_mask(made):
     assert depth[5, 5] == 0 and np.count_nonzero(depth == 2) == HEIGHT * WIDTH - 5
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_invalid_values_are_compared_as_they_are_stored(made, dtype):
+    """9.99 rounded to float32 is another number than 9.99; the largest float64 is no float32."""
+    stored = np.full((HEIGHT, WIDTH), 2, dtype)
+    stored[0, :3] = 9.99, 0.1, np.finfo(dtype).max
+    for number in range(3):
+        write(made[0] / f"train/depth/a{number}.npy", stored)
+    invalid = [9.99, 0.1] + ([] if dtype == np.float64 else [float(np.finfo(dtype).max)])
+    made[1]["depth"] = {"file": "train/depth/{id}.npy", "scale": 1, "invalid": invalid}
+    depth = opened(made)[0]["depth"]
+    assert not depth[0, :3].any() and np.count_nonzero(depth == 2) == HEIGHT * WIDTH - 3
+
+
 def test_no_invalid_value_lets_zero_be_a_depth(made):
     for number in range(3):
         write(made[0] / f"train/depth/a{number}.png", np.zeros((HEIGHT, WIDTH), np.uint8))
@@ -129,6 +142,14 @@ def test_labels_map(made):
 
 def test_labels_map_other(made):
     np.testing.assert_array_equal(label_of(made, np.uint8([0, 7, 99]), map={"7": 2, "other": None}), [255, 2, 255])
+
+
+def test_labels_map_of_255_and_beyond_16_bits(made):
+    np.testing.assert_array_equal(label_of(made, np.uint8([0, 255]), map={"0": 0, "255": 1}), [0, 1])
+    for number in range(3):
+        write(made[0] / f"train/label/a{number}.npy", np.resize(np.int32([-1, 7, 70000]), (HEIGHT, WIDTH)))
+    made[1]["label"] |= {"file": "train/label/{id}.npy", "map": {"7": 2, "other": None}}
+    np.testing.assert_array_equal(opened(made)[0]["label"][0, :3], [255, 2, 255])
 
 
 def test_palette_labels_give_indices(made):
@@ -169,6 +190,16 @@ def test_list_with_columns_as_in_bts_split_files(made):
     refused(made, "{depth}", "split 'train' does not define")
     made[1]["splits"]["train"]["columns"] = ["image", "depth", "focal", "more"]
     refused(made, "list.txt, line 3", "3 columns, expected 4")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(made):
+    path = opened(made)._description.path
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    (made[0] / "l.txt").write_text("a1\n", encoding="utf-8-sig")
+    fields = json.loads(path.read_text(encoding="utf-8-sig"))
+    fields["splits"]["train"] = {"list": "l.txt"}
+    path.write_text(json.dumps(fields), encoding="utf-8-sig")
+    assert Folder(path, "train").item_id(0) == "a1"
 
 
 def test_list_beside_a_description_that_lies_apart(made, tmp_path_factory):

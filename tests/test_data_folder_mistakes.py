@@ -131,6 +131,8 @@ def test_folder_one_level_off(made):
         ({"label": {"file": "x", "classes": ["a"], "map": {"0": 1}}}, "label.map: '0': 1"),
         ({"label": {"file": "x", "classes": ["a"], "map": {"a": 0}}}, "label.map: 'a': 0"),
         ({"label": {"file": "x", "classes": ["a"], "map": {"0": 0}, "reduce_zero_label": True}}, "exclude"),
+        ({"label": {"file": "x", "classes": ["a"], "map": {"1": 0, "01": None}}}, "label.map: stored value 1"),
+        ({"label": {"file": "x", "classes": ["a"], "map": {"1": 0}, "ignore": [1]}}, "map gives 1 a class"),
         ({"depth": {"file": "x", "scale": 10**400}}, "depth.scale: expected a positive number"),
         ({"depth": {"file": "x", "scale": 1e300}}, "dataset.json: depth formula 'v * 1e+300'"),
         ({"depth": {"file": "x", "scale": 1, "max": 10**400}}, "depth.max: expected a positive number"),

@@ -1,6 +1,7 @@
 """Evaluation from the command line: runs and weights files, on rooms and folders, and what is refused."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -89,8 +90,14 @@ def test_a_file_on_a_folder_is_scored_against_its_depth(model_file, here, tmp_pa
     description.with_name("other.json").write_text(json.dumps(fields | {"name": "of others/2"}))
     other, _ = scored(capsys, *arguments[:1], f"--path={description.with_name('other.json')}")
     assert other["dataset"] == "of others/2" and other["split"] == "val" and other["path"].endswith("other.json")
-    names = (f"evaluation_tiny_{name}.json" for name in ("made_val", "made_val_whole80", "of_others_2_val"))
-    assert {path.name for path in here.glob("*.json")} == set(names)
+    scored(capsys, *arguments, "--limit=1")
+    named = here / "of_an_author" / "model.safetensors"
+    named.parent.mkdir()
+    shutil.copy(model_file, named)
+    scored(capsys, f"--checkpoint={named}", *arguments[1:])
+    names = {"tiny_made_val", "tiny_made_val_whole80", "tiny_of_others_2_val", "tiny_made_val_1_images"}
+    names |= {"of_an_author_made_val"}
+    assert {path.name for path in here.glob("*.json")} == {f"evaluation_{name}.json" for name in names}
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,13 @@ def test_a_run_predicts_at_its_training_area(run):
     assert len(repr(model)) < 10_000, "parameters are not part of it"
 
 
+def test_rooms_size_is_that_of_rooms_only(run):
+    config = predictor.load(run).config
+    assert predictor.trained_size(config) == (48, 64)
+    depth = config["data"]["depth"] | {"name": "folder"}
+    assert predictor.trained_size(config | {"data": config["data"] | {"depth": depth}}) is None
+
+
 @pytest.mark.parametrize(
     "array",
     [

@@ -14,10 +14,12 @@ _RESIZE_FASTER = 5
 
 
 def resize(image: np.ndarray, size: tuple[int, int], area: bool = False) -> np.ndarray:
-    """Image to (height, width): bilinear without antialiasing, or area averages (for shrinking by 2 and more)."""
+    """Image to (height, width): bilinear without antialiasing, or area averages where neither side grows."""
     if image.shape[:2] == tuple(size):
         return image
-    return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA if area else cv2.INTER_LINEAR)
+    shrinks = size[0] <= image.shape[0] and size[1] <= image.shape[1]
+    # OpenCV's area averages of an enlarged image are its nearest pixels.
+    return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA if area and shrinks else cv2.INTER_LINEAR)
 
 
 def resize_cubic(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -24,6 +24,8 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 _COLOUR = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
 _PNG = b"\x89PNG\r\n\x1a\n"
+# Grey and colour files whose header names the largest value.
+_PNM = (b"P2", b"P3", b"P5", b"P6")
 # Where a JPEG has a marker that is neither a stuffed byte of the picture's data nor a restart.
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])")
 # Pillow's names of packed grey values, and the factor by which it stretches them.
@@ -31,12 +33,18 @@ _STRETCHED = {"L;2": 85, "L;4": 17}
 
 
 def read_image(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB as stored: grey is repeated, alpha dropped, 16 bits reduced, no rotation by EXIF."""
+    """(H, W, 3) uint8 RGB as stored: grey is repeated, alpha dropped, 16 bits reduced, no rotation by EXIF.
+
+    PGM and PPM with a largest value other than 255 or 65535 are refused: OpenCV does not rescale them.
+    """
     return decode_image(read_bytes(path), path)
 
 
 def decode_image(data: bytes, name: str | Path) -> np.ndarray:
     """(H, W, 3) uint8 RGB of an image file's bytes, as `read_image`; `name` stands in the error."""
+    if data.startswith(_PNM):
+        with _blame(name), Image.open(io.BytesIO(data)) as image:
+            _stretch(image, name)
     return _decode(data, name, _COLOUR)
 
 
@@ -81,7 +89,7 @@ def header_size(path: Path) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def _blame(path: Path):
+def _blame(path: str | Path):
     """Turn whatever goes wrong into one line that names the file."""
     try:
         yield
@@ -113,7 +121,7 @@ def _load_pillow(data: bytes, path: Path) -> np.ndarray:
         return values if factor == 1 else values // factor
 
 
-def _stretch(image: Image.Image, path: Path) -> int:
+def _stretch(image: Image.Image, path: str | Path) -> int:
     """By what factor Pillow multiplies the stored numbers; UserError where it changes them in other ways."""
     if not image.tile:
         return 1

@@ -19,7 +19,7 @@ A `dataset.json` describes where the files are and what their values mean, so th
       "label": {
         "file": "{id}.png",                   pattern of the label files (palette indices or grey values)
         "classes": ["wall", "floor"],         names; class ids are their positions
-        "ignore": [39],                       stored values to leave out; 255 always is
+        "ignore": [39],                       stored values to leave out; 255 is too, unless mapped
         "map": {"7": 0, "8": 1},              optional: stored value -> class id (null = leave out); the key
                                               "other" stands for all values not listed
         "reduce_zero_label": false            true: stored 0 is left out, 1 becomes class 0, and so on
@@ -109,7 +109,7 @@ def load(path: str | Path) -> Description:
     """
     path = locate(Path(path))
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not JSON: {error.msg} in line {error.lineno}") from None
     except (OSError, ValueError, RecursionError) as error:  # no text, a number of 5000 digits, lists without end
@@ -186,17 +186,22 @@ def _label(path: Path, fields) -> LabelFiles:
             target = IGNORE if target is None else target
             if stored == "other":
                 other = target
+            elif int(stored) in ids:
+                raise UserError(f"{path}: label.map: stored value {int(stored)} stands there twice")
             else:
                 ids[int(stored)] = target
     else:
         ids = {class_id + reduce_zero: class_id for class_id in range(count)}
-        ids |= {0: IGNORE} if reduce_zero else {}
-    ids[IGNORE] = IGNORE
+        ids |= {0: IGNORE, IGNORE: IGNORE} if reduce_zero else {}
+    ids.setdefault(IGNORE, IGNORE)
     ignored = label.numbers("ignore", [])
     if not all(stored in range(STORED_VALUES) for stored in ignored):
         raise UserError(
             f"{path}: label.ignore: expected whole numbers from 0 to {STORED_VALUES - 1}, got {reprlib.repr(ignored)}"
         )
+    for stored in ignored:
+        if "map" in fields and ids.get(stored, IGNORE) != IGNORE:
+            raise UserError(f"{path}: label: map gives {stored} a class, ignore leaves it out; keep one of the two")
     ids |= {int(stored): IGNORE for stored in ignored}
     return LabelFiles(label.path_text("file"), tuple(classes), ids, other)
 

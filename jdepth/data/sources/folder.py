@@ -116,7 +116,8 @@ class Folder:
         self._same_size(index, "label", size, stored.shape)
         ids = self._class_ids.take(stored, mode="clip")
         if stored.dtype not in (np.uint8, np.uint16):
-            ids = np.where((stored < 0) | (stored >= description.STORED_VALUES), np.int16(-1), ids)
+            outside = (stored < 0) | (stored >= description.STORED_VALUES)
+            ids = np.where(outside, np.int16(self._description.label.other), ids)
         if ids.min() < 0:
             value = stored[ids < 0].min()
             raise UserError(
@@ -168,7 +169,7 @@ class Folder:
                 f"{self._level_hint(split.list)}"
             )
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"cannot read list file {path}: {error}") from None
         rows = []
@@ -257,13 +258,16 @@ def _absent(root: Path, names: list[str]) -> list[str]:
 
 
 def _to_metres(values: np.ndarray, stored: description.DepthFiles) -> np.ndarray:
-    metres = stored.formula(values)
-    valid = np.isfinite(metres) & (metres > 0) & ~np.isin(values, stored.invalid)
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and so is not measured
+        metres = stored.formula(values).astype(np.float32)
+        # 9.99 stored as float32 is another number than 9.99: both are compared as stored.
+        invalid = np.asarray(stored.invalid, values.dtype if values.dtype.kind == "f" else None)
+    valid = np.isfinite(metres) & (metres > 0) & ~np.isin(values, invalid)
     if stored.max is not None:
         valid &= metres <= stored.max
     if stored.clip is not None:
         metres = np.minimum(metres, stored.clip)
-    return np.where(valid, metres, 0).astype(np.float32)
+    return np.where(valid, metres, np.float32(0))
 
 
 def _metre_table(stored: description.DepthFiles) -> np.ndarray:

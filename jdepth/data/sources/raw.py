@@ -88,7 +88,7 @@ def listed(path: Path, columns: int) -> list[list[str]]:
       UserError: the file is missing, no text, or a line has fewer than `columns` words.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
     rows = []
