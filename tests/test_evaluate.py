@@ -62,7 +62,7 @@ def test_limit_and_batch(run, tmp_path, capsys):
 def test_rooms_of_another_split(run, here, capsys):
     result, out = scored(capsys, f"--checkpoint={run}", "--dataset=rooms", "--split=test", "--limit=2", "--kind=last")
     assert not list(here.iterdir()), "a run's scores lie in the run"
-    (run / "evaluation_last_rooms_test.json").unlink()
+    (run / "evaluation_last_rooms_test_2_images.json").unlink()
     assert result["model"] == "tiny (last)" and result["depth"]["images"] == 2 and "auxiliary" not in result
     assert "input 48x64" in result["protocol"], "a run gets images at its training size"
 
