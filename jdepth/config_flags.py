@@ -75,7 +75,8 @@ def explain(argv: Sequence[str], error: Exception, values: Container[str] = ()) 
         return UserError(f"--config.{wrong.group(1)}: {wrong.group(2)!r} is not {kind}")
     if isinstance(error, flags.UnrecognizedFlagError) and error.flagname in known:
         return UserError(f"--{error.flagname}: unknown flag; did you mean --config.{error.flagname}?")
-    if file is None or (isinstance(error, flags.Error) and "parsing config file" not in str(error)):
+    switch = "does not take an argument" in str(error)  # of --nodry_run=3 absl raises a bare ValueError
+    if file is None or switch or (isinstance(error, flags.Error) and "parsing config file" not in str(error)):
         return UserError(f"{error} (see --help)")
     return _unreadable(file, error)
 

@@ -146,6 +146,8 @@ def train(config: Config) -> dict[str, Any]:
         )  # fmt: skip
         closing.callback(batches.close)
         termination = closing.enter_context(multihost.Termination())
+        if not (kept or compiled.done()):
+            print("compiling the joint step: up to a few minutes, which a second start spares", flush=True)
         joint_step = compiled.result()
         memory.check_compiled_step(config, joint_step, mesh.size)
         watch = logbook.Stopwatch(first, config["steps"], sum(batch_sizes.values()))

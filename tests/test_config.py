@@ -94,6 +94,7 @@ def test_workdir_is_derived_from_the_file(trained):
         ("--config.evaluate.input_size=84", "config.evaluate.input_size: (84,) must be two whole numbers of pixels"),
         ("--alpha=0.8", "--alpha: unknown flag; did you mean --config.alpha?"),
         ("--dryrun", "Did you mean: dry_run"),
+        ("--nodry_run=3", "--nodry_run=3 does not take an argument"),
         ("0.8", "unexpected argument '0.8'"),
     ],
 )
