@@ -5,6 +5,7 @@
 """
 
 import dataclasses
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -210,9 +211,11 @@ def _default_out(values: flags.FlagValues, dataset: str) -> Path:
     checkpoint = Path(values.checkpoint)
     if (checkpoint / "checkpoints").is_dir():
         return checkpoint / f"evaluation_{values.kind}_{dataset}_{_split(values)}{protocol}{asked}.json"
+    checkpoint = Path(os.path.abspath(checkpoint))  # links stay: Hugging Face's cache has all files in one folder
     name = checkpoint.name if checkpoint.is_dir() else checkpoint.stem
-    # Hugging Face's file is called the same in every folder.
-    name = checkpoint.resolve().parent.name if name in ("model", "pytorch_model") else name
+    # Its files are called the same in every folder.
+    alike = name.removesuffix(".index").removesuffix(".safetensors").removesuffix(".bin") in ("model", "pytorch_model")
+    name = checkpoint.parent.name if alike else name
     return Path(f"evaluation_{name}_{dataset}_{_split(values)}{protocol}{asked}.json")
 
 

@@ -92,8 +92,8 @@ class Parameters(NamedTuple):
 
 
 def check_weights(config: Config) -> None:
-    """Raise UserError for weights that are missing or do not fit, and for a start from nowhere; reads names and shapes
-    only."""
+    """Raise UserError for files that are missing, a backbone's that does not fit, and a start from nowhere; reads names
+    and shapes only."""
     path, name = config["backbone"]["weights"], config["backbone"]["name"]
     for key, given in (("backbone.weights", path), ("init_from", config["init_from"])):
         if given and not Path(given).exists():

@@ -45,8 +45,7 @@ def train(config: Config) -> dict[str, Any]:
     inputs.check_parts(config, parallel.batch_shards(mesh))
     model = experiment.build_model(config)
     going_on = bool(checkpoint.steps(workdir, "last"))
-    # What was loaded at the first start is in the checkpoint.
-    experiment.check_weights({**config, "init_from": ""} if going_on else config)
+    experiment.check_weights(_without_first_files(config) if going_on else config)
     inputs.read_small_sets(config)
 
     # ---- Data ------------------------------------------------------------------------------------
@@ -93,7 +92,7 @@ def train(config: Config) -> dict[str, Any]:
     # ---- State -----------------------------------------------------------------------------------
     starts: list[experiment.Parameters] = []
     for member, todo, shape in zip(runs.members, runs.tasks, shapes, strict=True):
-        given = {**member.config, "init_from": ""} if going_on else member.config
+        given = _without_first_files(member.config) if going_on else member.config
         place, before = partial(parallel.placement, mesh), starts[0] if starts else None
         starts.append(experiment.initial_params(given, model, todo, place, before, shape))
     frozen, fingerprint = starts[0].frozen, starts[0].fingerprint
@@ -147,7 +146,8 @@ def train(config: Config) -> dict[str, Any]:
         closing.callback(batches.close)
         termination = closing.enter_context(multihost.Termination())
         if not (kept or compiled.done()):
-            print("compiling the joint step: up to a few minutes, which a second start spares", flush=True)
+            spares = ", which a second start spares" if jax.config.jax_compilation_cache_dir else ""
+            print(f"compiling the joint step: up to a few minutes{spares}", flush=True)
         joint_step = compiled.result()
         memory.check_compiled_step(config, joint_step, mesh.size)
         watch = logbook.Stopwatch(first, config["steps"], sum(batch_sizes.values()))
@@ -203,6 +203,12 @@ def train(config: Config) -> dict[str, Any]:
         logbook.draw_curves(workdir, {member.name: Path(member.config["workdir"]) for member in runs.members})
     print(record.table(results))
     return results
+
+
+def _without_first_files(config: Config) -> Config:
+    """The config of a run that goes on: what its first start read to begin with is in the checkpoint."""
+    kept = config["backbone"] if config["backbone"]["train"] == "frozen" else {**config["backbone"], "weights": ""}
+    return {**config, "init_from": "", "backbone": kept}
 
 
 def _depth_range(batches: JointBatches, expected: Mapping[str, float]) -> str:

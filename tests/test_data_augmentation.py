@@ -153,6 +153,8 @@ def test_resize_keeps_depth_aligned_and_invents_none():
     assert np.abs(result["image"][..., 1] - row * 250 / 424).max() <= 1.5
     doubled = [geometry.resize(item["image"], (1000, 1280), area=area) for area in (True, False)]
     np.testing.assert_array_equal(*doubled, err_msg="where an image grows there are no areas to average")
+    mixed = [geometry.resize(item["image"], (100, 1280), area=area) for area in (True, False)]
+    np.testing.assert_array_equal(*mixed)
     halved = geometry.resize(item["image"], (212, 283), area=True)
     means = item["image"].reshape(212, 2, 283, 2, 3).mean(axis=(1, 3))
     assert np.abs(halved - means).max() <= 0.75

@@ -93,10 +93,21 @@ def test_pgm(stored, ascii_numbers, largest):
             np.testing.assert_array_equal(read(path), ROWS)
         else:
             assert f"largest value {largest}" in refused(read, path)
-    if largest not in (255, 65535):
+
+
+@pytest.mark.parametrize("kind", [2, 3, 5, 6])
+@pytest.mark.parametrize("largest", [100, 255, 1000, 65535])
+def test_pgm_and_ppm_images(stored, kind, largest):
+    """Read as bright as they are, or refused."""
+    shares = np.linspace(0, 1, 8).reshape(2, 4)[..., None].repeat(1 if kind in (2, 5) else 3, -1)
+    numbers = np.round(shares * largest).astype(int)
+    content = numbers.astype(">u2" if largest > 255 else "u1").tobytes()
+    content = content if kind > 4 else b" ".join(b"%d" % value for value in numbers.ravel()) + b"\n"
+    path = stored("x.ppm", b"P%d\n4 2\n%d\n" % (kind, largest) + content)
+    if largest in (255, 65535) or (largest < 255 and kind < 4):
+        assert np.abs(decode.read_image(path) - shares * 255).max() <= 2
+    else:
         assert f"largest value {largest}" in refused(decode.read_image, path)
-    elif not ascii_numbers:
-        assert decode.read_image(path).shape == (*ROWS.shape, 3)
 
 
 @pytest.mark.parametrize("read", [decode.read_values, decode.read_ids])

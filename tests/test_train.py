@@ -361,10 +361,11 @@ def test_a_run_can_start_from_a_converted_file(pico, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, begun.trained, held)
 
 
-def test_a_run_goes_on_without_the_file_that_it_began_with(whole_run, pico, tmp_path, capsys):
+def test_a_run_goes_on_without_the_files_that_it_began_with(whole_run, pico, tmp_path, capsys):
     began_with = tmp_path / "began_with"
     shutil.copytree(whole_run, began_with)
-    given = plain(tmp_path / "run", init_from=str(began_with), **SHORT)
+    backbone = save_backbone(began_with / "backbone.safetensors")
+    given = plain(tmp_path / "run", **{"init_from": str(began_with), "backbone.weights": str(backbone)}, **SHORT)
     train.train(given)
     shutil.rmtree(began_with)
     train.train(given)

@@ -18,7 +18,7 @@ def resize(image: np.ndarray, size: tuple[int, int], area: bool = False) -> np.n
     if image.shape[:2] == tuple(size):
         return image
     shrinks = size[0] <= image.shape[0] and size[1] <= image.shape[1]
-    # OpenCV's area averages of an enlarged image are its nearest pixels.
+    # Where an image grows, OpenCV's area averages give steps: at whole factors its nearest pixels.
     return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA if area and shrinks else cv2.INTER_LINEAR)
 
 

@@ -35,7 +35,7 @@ _STRETCHED = {"L;2": 85, "L;4": 17}
 def read_image(path: Path) -> np.ndarray:
     """(H, W, 3) uint8 RGB as stored: grey is repeated, alpha dropped, 16 bits reduced, no rotation by EXIF.
 
-    PGM and PPM with a largest value other than 255 or 65535 are refused: OpenCV does not rescale them.
+    PGM and PPM with a largest value to which OpenCV does not rescale are refused.
     """
     return decode_image(read_bytes(path), path)
 
@@ -44,7 +44,9 @@ def decode_image(data: bytes, name: str | Path) -> np.ndarray:
     """(H, W, 3) uint8 RGB of an image file's bytes, as `read_image`; `name` stands in the error."""
     if data.startswith(_PNM):
         with _blame(name), Image.open(io.BytesIO(data)) as image:
-            _stretch(image, name)
+            largest = _largest(image)
+        if largest not in (None, 255, 65535) and (largest > 255 or data.startswith((b"P5", b"P6"))):
+            raise UserError(f"{name} has the largest value {largest} in its header; write it with 255 or 65535, or as PNG")
     return _decode(data, name, _COLOUR)
 
 
@@ -121,15 +123,24 @@ def _load_pillow(data: bytes, path: Path) -> np.ndarray:
         return values if factor == 1 else values // factor
 
 
-def _stretch(image: Image.Image, path: str | Path) -> int:
+def _largest(image: Image.Image) -> int | None:
+    """The largest value that a PGM's or PPM's header names, where Pillow looks at it."""
+    if not image.tile:
+        return None
+    codec, _, _, arguments = image.tile[0]
+    return arguments[1] if codec.startswith("ppm") and isinstance(arguments, tuple) and len(arguments) > 1 else None
+
+
+def _stretch(image: Image.Image, path: Path) -> int:
     """By what factor Pillow multiplies the stored numbers; UserError where it changes them in other ways."""
     if not image.tile:
         return 1
-    codec, _, _, arguments = image.tile[0]
-    packing, *others = arguments if isinstance(arguments, tuple) else (arguments,)
-    if codec.startswith("ppm") and others and others[0] not in (255, 65535):
+    arguments = image.tile[0][3]
+    packing = arguments[0] if isinstance(arguments, tuple) else arguments
+    largest = _largest(image)
+    if largest not in (None, 255, 65535):
         raise UserError(
-            f"{path} has the largest value {others[0]} in its header, to which readers rescale; "
+            f"{path} has the largest value {largest} in its header, to which readers rescale; "
             "write it with 255 or 65535, or as PNG"
         )
     if str(packing).startswith(("1;", "L;")) and packing not in _STRETCHED:

@@ -262,11 +262,9 @@ def _to_metres(values: np.ndarray, stored: description.DepthFiles) -> np.ndarray
         metres = stored.formula(values).astype(np.float32)
         # 9.99 stored as float32 is another number than 9.99: both are compared as stored.
         invalid = np.asarray(stored.invalid, values.dtype if values.dtype.kind == "f" else None)
-    valid = np.isfinite(metres) & (metres > 0) & ~np.isin(values, invalid)
-    if stored.max is not None:
-        valid &= metres <= stored.max
-    if stored.clip is not None:
-        metres = np.minimum(metres, stored.clip)
+        most, clip = np.float32(stored.max or np.inf), np.float32(stored.clip or np.inf)
+    valid = np.isfinite(metres) & (metres > 0) & (metres <= most) & ~np.isin(values, invalid)
+    metres = np.minimum(metres, clip)
     return np.where(valid, metres, np.float32(0))
 
 
