@@ -266,6 +266,15 @@ def test_a_finished_run_is_left_as_it_is(run, tmp_path, capsys):
     assert checkpoint.steps(copy, "last") == [2]
 
 
+def test_a_run_goes_on_without_the_files_that_it_began_with(run, tmp_path, capsys):
+    copy, gone = tmp_path / "tiny", tmp_path / "gone.pth"
+    shutil.copytree(run, copy)
+    first_files = {"init_from": gone, "backbone.weights": gone}
+    assert call(main, TINY, *overrides(**SHORT, workdir=copy, **first_files)) == 0
+    assert "going on from step 2 of 2" in capsys.readouterr().out
+    assert json.loads((copy / "config.json").read_text())["init_from"] == str(gone)
+
+
 def test_a_corrupted_config_json(run, tmp_path, capsys):
     copy = tmp_path / "tiny"
     shutil.copytree(run, copy)

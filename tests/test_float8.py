@@ -142,6 +142,7 @@ def test_mistakes(changes, expected, tmp_path):
     assert tuple(dict.fromkeys(name for names in float8.KINDS.values() for name in names)) == config.FLOAT8
 
 
+@pytest.mark.slow
 def test_a_run_holds_its_frozen_backbone_in_float8(quick, tmp_path, capsys):
     file = save_backbone(tmp_path / "b.safetensors")
     given = {"backbone.train": "frozen", "backbone.weights": str(file), "steps": 2, "log.every": 2, "look_ahead": 2}

@@ -111,7 +111,8 @@ def test_a_stopped_run_started_again_is_the_same_run(cache, one_process, tmp_pat
     assert_same_run(one_process, workdir)
 
 
-@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_that_dies_ends_the_other(victim, cache, tmp_path):
     workdir = tmp_path / "run"
     processes = start_two(cache, workdir, changes=({"steps": 1000, "evaluate.every": 1000},) * 2)

@@ -112,6 +112,7 @@ def test_the_columns_of_a_table_are_one_run(tmp_path, frozen, capsys):
     assert call(evaluate, f"--workdir={together / 'members' / 'task=segmentation'}") == 0
 
 
+@pytest.mark.slow
 def test_a_population_goes_on_where_it_stopped(tmp_path, frozen):
     lists = {"population.alpha": (0.5, 1.0)}
     train.train(plain(tmp_path / "whole", **frozen, **lists))

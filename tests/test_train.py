@@ -6,7 +6,6 @@ Runs of the command line start a process of their own and share a compilation ca
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -273,7 +272,7 @@ SHORT = {"steps": 2, "log.every": 1, "checkpoint.every": 2, "evaluate.every": 2}
 @pytest.mark.parametrize(
     "task, metric",
     [
-        ("segmentation", "mIoU"),
+        pytest.param("segmentation", "mIoU", marks=pytest.mark.slow),
         pytest.param("reconstruction", "auxiliary_loss", marks=pytest.mark.slow),
         pytest.param("single_label", "accuracy", marks=pytest.mark.slow),
         pytest.param(None, "AbsRel", marks=pytest.mark.slow),
@@ -359,18 +358,6 @@ def test_a_run_can_start_from_a_converted_file(pico, tmp_path):
     given = plain(tmp_path / "run", alpha=1.0, init_from=str(tmp_path / "model.safetensors"))
     begun = experiment.initial_params(given, model, todo)
     jax.tree.map(np.testing.assert_array_equal, begun.trained, held)
-
-
-def test_a_run_goes_on_without_the_files_that_it_began_with(whole_run, pico, tmp_path, capsys):
-    began_with = tmp_path / "began_with"
-    shutil.copytree(whole_run, began_with)
-    backbone = save_backbone(began_with / "backbone.safetensors")
-    given = plain(tmp_path / "run", **{"init_from": str(began_with), "backbone.weights": str(backbone)}, **SHORT)
-    train.train(given)
-    shutil.rmtree(began_with)
-    train.train(given)
-    assert "going on from step 2 of 2" in capsys.readouterr().out
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["init_from"] == str(began_with)
 
 
 def test_a_frozen_backbone_needs_weights(pico, tmp_path):
