@@ -46,7 +46,9 @@ def decode_image(data: bytes, name: str | Path) -> np.ndarray:
         with _blame(name), Image.open(io.BytesIO(data)) as image:
             largest = _largest(image)
         if largest not in (None, 255, 65535) and (largest > 255 or data.startswith((b"P5", b"P6"))):
-            raise UserError(f"{name} has the largest value {largest} in its header; write it with 255 or 65535, or as PNG")
+            raise UserError(
+                f"{name} has the largest value {largest} in its header; write it with 255 or 65535, or as PNG"
+            )
     return _decode(data, name, _COLOUR)
 
 
