@@ -128,7 +128,7 @@ class Results:
         about = {
             "device": self.device,
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "versions": {"python": platform.python_version()} | _versions(),
+            "versions": {"python": platform.python_version()} | versions(),
         }
         rows = self.rows() | {case: {**row, **about}}
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -137,7 +137,8 @@ class Results:
         temporary.replace(self.path)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of the packages that a result depends on, those that are installed."""
     found = {}
     for name in PACKAGES:
         try:
