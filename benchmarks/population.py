@@ -129,7 +129,7 @@ class Program:
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), given)
         # Counted as it is written, not as it is looped, and with attention's products in sight.
         seen = {**config, "backbone": {**config["backbone"], "attention": "plain"}}
-        written = population.Runs(seen, experiment.build_model(seen), counts.get).build(None, self.steps, mesh=mesh)
+        written = population.Runs(seen, experiment.build_model(seen, "any"), counts.get).build(None, self.steps, mesh=mesh)
         self.flops = flops.count(written, *abstract) / self.steps
         began = time.perf_counter()
         self.compiled = jax.jit(function, donate_argnums=0).lower(*given).compile()

@@ -21,7 +21,7 @@ CHOICES = {
     "task": ("mldc", "segmentation", "single_label", "reconstruction"),
     "precision": ("bfloat16", "float32", "float64"),
     "backbone.train": ("frozen", "full"),
-    "backbone.attention": ("auto", "plain", "cudnn"),
+    "backbone.attention": ("auto", "plain", "looped", "cudnn"),
     "optimizer.decay": ("cosine", "constant"),
 }
 AT_LEAST = {

@@ -29,10 +29,12 @@ def show(config: Config) -> None:
         print(line)
 
 
-def abstract_step(config: Config):
-    """(model, joint step, abstract state, frozen parameters and batch): everything as shapes."""
-    # The plain kernel's FLOPs are the same, and it can be traced on any machine.
-    model = experiment.build_model({**config, "backbone": {**config["backbone"], "attention": "plain"}})
+def abstract_step(config: Config, platform: str = "any"):
+    """(model, joint step, abstract state, frozen parameters and batch): everything as shapes.
+
+    The step is that of `platform`, with the plain attention: its FLOPs are the same, and it can be traced anywhere.
+    """
+    model = experiment.build_model({**config, "backbone": {**config["backbone"], "attention": "plain"}}, platform)
     classes = {task: inputs.class_counts(config, task) for task in population.tasks(config)}
     runs = population.Runs(config, model, classes.get)
     ratio = config["backbone"]["lr_ratio"] if config["backbone"]["train"] == "full" else None

@@ -15,7 +15,7 @@ from flax import traverse_util
 
 from jdepth import optim, parallel, step, tasks
 from jdepth.errors import UserError
-from jdepth.models import attention, depth_model
+from jdepth.models import attention, convolution, depth_model
 from jdepth.models.depth_model import DepthModel
 
 Config = Mapping[str, Any]
@@ -28,7 +28,10 @@ def fold(seed: int, *names: str) -> int:
 
 
 def build_model(config: Config, platform: str | None = None) -> DepthModel:
-    """Backbone, decoder and depth head; resolves and logs the attention kernel."""
+    """Backbone, decoder and depth head; resolves and logs the attention kernel.
+
+    `platform`: what it is computed on, by default JAX's own; "any" takes what every platform can compute.
+    """
     dtype = jnp.dtype(config["precision"])
     if _double(config):
         # A switch of the whole process, thrown before the run's first array is made.
@@ -41,6 +44,7 @@ def build_model(config: Config, platform: str | None = None) -> DepthModel:
         attention=kernel,
         min_depth=config["depth_range"]["min"],
         float8=config["backbone"]["float8"],
+        convolution=convolution.choose(platform),
     )
 
 

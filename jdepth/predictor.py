@@ -175,7 +175,7 @@ def _from_run(workdir: Path, backbone: str | Path | None, kind: str, portable: b
     if portable:
         own = {**config["backbone"], "attention": "plain", "float8": ()}
         config = {**config, "precision": "float32", "backbone": own}
-    model = experiment.build_model(config)
+    model = experiment.build_model(config, "any" if portable else None)
     if kind == "best" and not checkpoint.steps(workdir, "best") and checkpoint.steps(workdir, "last"):
         raise UserError(f"{workdir}: nothing was evaluated yet, so there is no best checkpoint; use --kind last")
     params = checkpoint.read_any_params(workdir, kind)

@@ -48,7 +48,7 @@ RELEASED: dict[str, Any] = {
         "weights": "",
         "train": "frozen",  # or "full"
         "lr_ratio": 0.1,  # of a trained backbone
-        "attention": "auto",  # "auto", "plain" or "cudnn"
+        "attention": "auto",  # "auto", "plain", "looped" or "cudnn"
         # Matrix products of a frozen backbone that are computed in float8: of qkv, proj, fc1 and fc2 (ViT-g: w12, w3).
         "float8": (),
     },

@@ -5,9 +5,11 @@ import logging
 import jax
 import jax.numpy as jnp
 
-KERNELS = ("plain", "cudnn")
+KERNELS = ("plain", "looped", "cudnn")
 # Queries whose logits the plain kernel holds at a time.
 QUERIES = 256
+# Logits up to which the looped kernel is the plain one, and those that it holds at a time.
+FEW_LOGITS, HELD_LOGITS = 2**22, 2**24
 _log = logging.getLogger(__name__)
 
 
@@ -31,6 +33,35 @@ def plain(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     return jnp.concatenate(pieces, axis=2).swapaxes(1, 2)
 
 
+def looped(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """The same for a CPU's caches: one head of one image at a time, the division by the softmax's sum after the product.
+
+    A loop's body finds the memory of the round before in the cache, where `plain`, written out, takes new memory for
+    every piece. On 2 CPU cores, float32, 6 heads of 1,370 tokens: 34 ms for an image and 293 for eight, against 71 and
+    840. Few tokens gain nothing: they go the plain way.
+    """
+    batch, tokens, heads, width = q.shape
+    if batch * heads * tokens**2 <= FEW_LOGITS:
+        return plain(q, k, v)
+    statistics = jnp.promote_types(q.dtype, jnp.float32)
+    rows = max(HELD_LOGITS // tokens, 1)
+    q = q * jnp.asarray(width**-0.5, q.dtype)
+
+    def one(given):
+        q, k, v = given  # each (N, d)
+        pieces = []
+        for start in range(0, tokens, rows):
+            logits = jnp.dot(q[start : start + rows], k.T, preferred_element_type=statistics)
+            # Any number may be taken off all logits of a row, so that it needs no gradient.
+            weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
+            mixed = jnp.dot(weights.astype(v.dtype), v, preferred_element_type=statistics)
+            pieces.append((mixed / weights.sum(-1, keepdims=True)).astype(v.dtype))
+        return jnp.concatenate(pieces, axis=0)
+
+    each = tuple(x.swapaxes(1, 2).reshape(batch * heads, tokens, width) for x in (q, k, v))
+    return jax.lax.map(one, each).reshape(batch, heads, tokens, width).swapaxes(1, 2)
+
+
 def cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """The same through cuDNN's fused kernel: never stores the N×N weights. Half types on GPU only."""
     return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
@@ -38,21 +69,23 @@ def cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 def attend(kernel: str, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """Attention by the kernel of this name: one of `KERNELS`."""
-    return {"plain": plain, "cudnn": cudnn}[kernel](q, k, v)
+    return {"plain": plain, "looped": looped, "cudnn": cudnn}[kernel](q, k, v)
 
 
 def choose(requested: str, dtype, platform: str | None = None) -> str:
-    """Resolve "auto", "plain" or "cudnn" to a kernel name, once at start.
+    """Resolve "auto" or one of `KERNELS` to a kernel name, once at start.
 
     "cudnn" is taken only on a GPU, in a half type, and if a small forward and backward pass really
-    runs there; otherwise "plain", with a warning if cuDNN was asked for. `platform` defaults to
-    JAX's default backend. The choice is logged. Raises ValueError on any other name.
+    runs there; otherwise "plain", with a warning if cuDNN was asked for. On a CPU "auto" is "looped".
+    `platform` defaults to JAX's default backend. The choice is logged. Raises ValueError on any other name.
     """
     if requested not in ("auto", *KERNELS):
-        raise ValueError(f'attention "{requested}" is unknown: choose "auto", "plain" or "cudnn"')
+        raise ValueError(f'attention "{requested}" is unknown: choose "auto", "plain", "looped" or "cudnn"')
     platform = platform or jax.default_backend()
-    chosen, obstacle = "plain", None
-    if requested != "plain":
+    chosen, obstacle = requested, None
+    if requested == "auto" and platform == "cpu":
+        chosen = "looped"
+    elif requested in ("auto", "cudnn"):
         obstacle = _cudnn_obstacle(dtype, platform)
         chosen = "plain" if obstacle else "cudnn"
     # Asked for and refused is worth a warning; "auto" on a GPU that refuses costs speed, so too.

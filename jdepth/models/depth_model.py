@@ -84,10 +84,12 @@ def build(
     attention: str = "plain",
     min_depth: float = 0.001,
     float8: Sequence[str] = (),
+    convolution: str = "plain",
 ) -> DepthModel:
     """The DINOv2 recipe's depth model on a backbone, given by name (a key of `BACKBONES`) or shape.
 
-    `float8`: matrix products of a frozen backbone that are computed in float8. Raises UserError on an unknown name.
+    `float8`: matrix products of a frozen backbone that are computed in float8. `convolution`: a kind of
+    `models.convolution` for decoder and head. Raises UserError on an unknown name.
     """
     backbone = _config(backbone)
     width, kinds = backbone.width, float8_products.KINDS[backbone.ffn]
@@ -98,8 +100,8 @@ def build(
         )
     return DepthModel(
         backbone=VisionTransformer(backbone, dtype, attention, tuple(float8)),
-        decoder=DPTDecoder(channels, (width // 8, width // 4, width // 2, width), dtype),
-        depth_head=DepthHead(channels, min_depth, dtype),
+        decoder=DPTDecoder(channels, (width // 8, width // 4, width // 2, width), dtype, convolution),
+        depth_head=DepthHead(channels, min_depth, dtype, convolution),
     )
 
 

@@ -8,6 +8,7 @@ products. Precision: float32 parameters, compute in `dtype`.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +67,7 @@ class ResidualUnit(nn.Module):
     dtype: jnp.dtype = jnp.float32
     use_bias: bool = False
     kernel_init: Callable = kaiming_normal
+    convolution: str = "plain"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -73,7 +75,8 @@ class ResidualUnit(nn.Module):
         init = self.kernel_init(9 * channels)
         y = x
         for name in ("conv1", "conv2"):
-            y = Conv3x3(channels, 1, self.use_bias, self.dtype, init, init, name=name)(nn.relu(y))
+            conv = Conv3x3(channels, 1, self.use_bias, self.dtype, init, init, self.convolution, name=name)
+            y = conv(nn.relu(y))
         return x + y
 
 
@@ -87,16 +90,18 @@ class Fusion(nn.Module):
     unit_bias: bool = False
     kernel_init: Callable = kaiming_normal
     bias_init: Callable = nn.initializers.zeros
+    convolution: str = "plain"
 
     @nn.compact
     def __call__(
         self, x: jax.Array, lateral: jax.Array | None = None, size: tuple[int, int] | None = None
     ) -> jax.Array:
+        unit = self.dtype, self.unit_bias, self.kernel_init, self.convolution
         if lateral is not None:
             # Sizes differ by rounding wherever the patch grid is odd.
             lateral = resize.bilinear(lateral, x.shape[1:3], align_corners=False)
-            x = x + ResidualUnit(self.dtype, self.unit_bias, self.kernel_init, name="unit1")(lateral)
-        x = ResidualUnit(self.dtype, self.unit_bias, self.kernel_init, name="unit2")(x)
+            x = x + ResidualUnit(*unit, name="unit1")(lateral)
+        x = ResidualUnit(*unit, name="unit2")(x)
         channels = x.shape[-1]
         x = Linear(channels, self.dtype, self.kernel_init(channels), self.bias_init, name="project")(x)
         return resize.bilinear(x, size or (2 * x.shape[1], 2 * x.shape[2]), align_corners=True)
@@ -113,6 +118,7 @@ class DPTDecoder(nn.Module):
     channels: int = 256
     post_process: tuple[int, int, int, int] = (48, 96, 192, 384)
     dtype: jnp.dtype = jnp.float32
+    convolution: str = "plain"
 
     @nn.compact
     def __call__(self, taps) -> jax.Array:
@@ -129,11 +135,10 @@ class DPTDecoder(nn.Module):
                 init = pytorch_uniform(9 * width)
                 x = Conv3x3(width, 2, True, self.dtype, init, init, name="resize_3")(x)
             init = kaiming_normal(9 * self.channels)
-            levels.append(
-                Conv3x3(self.channels, use_bias=False, dtype=self.dtype, kernel_init=init, name=f"conv_{i}")(x)
-            )
-        x = Fusion(self.dtype, name="fusion_0")(levels[3])
+            conv = partial(Conv3x3, self.channels, dtype=self.dtype, kernel_init=init, convolution=self.convolution)
+            levels.append(conv(use_bias=False, name=f"conv_{i}")(x))
+        fusion = partial(Fusion, self.dtype, convolution=self.convolution)
+        x = fusion(name="fusion_0")(levels[3])
         for i in (1, 2, 3):
-            x = Fusion(self.dtype, name=f"fusion_{i}")(x, levels[3 - i])
-        init = kaiming_normal(9 * self.channels)
-        return nn.relu(Conv3x3(self.channels, dtype=self.dtype, kernel_init=init, name="project")(x))
+            x = fusion(name=f"fusion_{i}")(x, levels[3 - i])
+        return nn.relu(conv(name="project")(x))

@@ -1,5 +1,7 @@
 """Task heads on the decoder's map: the depth regressor and the stacked linear auxiliary heads."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,21 +27,25 @@ class DepthHead(nn.Module):
     channels: int = 256
     min_depth: float = 0.001
     dtype: jnp.dtype = jnp.float32
+    convolution: str = "plain"
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
         size = 2 * features.shape[1], 2 * features.shape[2]
-        return nn.relu(one_value(features, size, self.channels, self.dtype)) + self.min_depth
+        return nn.relu(one_value(features, size, self.channels, self.dtype, self.convolution)) + self.min_depth
 
 
-def one_value(features: jax.Array, size: tuple[int, int], channels: int, dtype) -> jax.Array:
+def one_value(
+    features: jax.Array, size: tuple[int, int], channels: int, dtype, convolution: str = "plain"
+) -> jax.Array:
     """(B, H, W, channels) -> (B, *size) before the last activation; makes conv1, conv2, conv3 in the calling module."""
     half = channels // 2
+    conv = partial(Conv3x3, dtype=dtype, convolution=convolution)
     init = pytorch_uniform(9 * channels)
-    x = Conv3x3(half, dtype=dtype, kernel_init=init, bias_init=init, name="conv1")(features)
+    x = conv(half, kernel_init=init, bias_init=init, name="conv1")(features)
     x = resize.bilinear(x, size, align_corners=True)
     init = pytorch_uniform(9 * half)
-    x = nn.relu(Conv3x3(32, dtype=dtype, kernel_init=init, bias_init=init, name="conv2")(x))
+    x = nn.relu(conv(32, kernel_init=init, bias_init=init, name="conv2")(x))
     return Regress(name="conv3")(x)
 
 

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jdepth.models.convolution import convolve
+
 LAYER_NORM_EPS = 1e-6  # everywhere in DINOv2
 
 
@@ -65,7 +67,8 @@ class Linear(nn.Module):
 
 class Conv3x3(nn.Module):
     """3×3 convolution, zero padding 1 on every side, in `dtype`; params kernel (3, 3, in, out) and,
-    unless `use_bias` is False, bias (out,). (B, H, W, in) -> (B, ceil(H/stride), ceil(W/stride), out)."""
+    unless `use_bias` is False, bias (out,). (B, H, W, in) -> (B, ceil(H/stride), ceil(W/stride), out).
+    `convolution`: a kind of `models.convolution`."""
 
     features: int
     stride: int = 1
@@ -73,6 +76,7 @@ class Conv3x3(nn.Module):
     dtype: jnp.dtype = jnp.float32
     kernel_init: Callable = nn.initializers.zeros
     bias_init: Callable = nn.initializers.zeros
+    convolution: str = "plain"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -81,14 +85,7 @@ class Conv3x3(nn.Module):
         if self.use_bias:
             arrays.append(self.param("bias", self.bias_init, (self.features,), jnp.float32))
         dtype = working_dtype(self.dtype, x, *arrays)
-        # Explicit padding: "SAME" would pad (0, 1) at stride 2 on even sizes, PyTorch pads (1, 1).
-        y = jax.lax.conv_general_dilated(
-            x.astype(dtype),
-            arrays[0].astype(dtype),
-            (self.stride, self.stride),
-            ((1, 1), (1, 1)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        y = convolve(self.convolution, x.astype(dtype), arrays[0].astype(dtype), self.stride)
         return y + arrays[1].astype(dtype) if self.use_bias else y
 
 
