@@ -106,12 +106,11 @@ def peak_bytes() -> int | None:
 # ---- Results ----------------------------------------------------------------------------------------
 
 
-class Results:
-    """The rows of one benchmark on one device: a JSON file {case: row}, whole after every row."""
+class Rows:
+    """A JSON file {case: row}, whole after every row."""
 
-    def __init__(self, benchmark: str, device_name: str, folder: Path = RESULTS):
-        self.device = device_name
-        self.path = Path(folder) / f"{benchmark}-{re.sub('[^a-z0-9]+', '-', device_name.lower()).strip('-')}.json"
+    def __init__(self, path: Path):
+        self.path = path
 
     def rows(self) -> dict[str, dict[str, Any]]:
         """All rows by case. Raises UserError for a file that is no such table."""
@@ -124,17 +123,30 @@ class Results:
         return rows
 
     def add(self, case: str, row: Mapping[str, Any]) -> None:
-        """Write a row, with device, versions and date; a row of the same case is replaced."""
+        """Write a row; one of the same case is replaced."""
+        rows = self.rows() | {case: dict(row)}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(self.path)
+
+
+class Results(Rows):
+    """The rows of one benchmark on one device, each with device, versions and date."""
+
+    def __init__(self, benchmark: str, device_name: str, folder: Path = RESULTS):
+        self.device = device_name
+        name = re.sub("[^a-z0-9]+", "-", device_name.lower()).strip("-")
+        super().__init__(Path(folder) / f"{benchmark}-{name}.json")
+
+    def add(self, case: str, row: Mapping[str, Any]) -> None:
+        """Write a row; one of the same case is replaced."""
         about = {
             "device": self.device,
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "versions": {"python": platform.python_version()} | versions(),
         }
-        rows = self.rows() | {case: {**row, **about}}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(self.path)
+        super().add(case, {**row, **about})
 
 
 def versions() -> dict[str, str]:
