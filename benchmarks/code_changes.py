@@ -5,6 +5,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -50,9 +51,14 @@ def draw(texts: Mapping[str, str], count: int, seed: int) -> list[Change]:
 def changes_meaning(before: str, after: str) -> bool:
     """Whether the second text is Python, and not the first one written otherwise."""
     try:
-        return ast.dump(ast.parse(before)) != ast.dump(ast.parse(after))
+        return _meaning(before) != _meaning(after)
     except SyntaxError:
         return False
+
+
+@lru_cache(maxsize=2)
+def _meaning(text: str) -> str:
+    return ast.dump(ast.parse(text))
 
 
 def possible(file: str, text: str) -> list[Change]:

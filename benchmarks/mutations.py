@@ -289,7 +289,8 @@ def report(tried: Sequence[tuple[Case, Mapping[str, Any]]], equal: Sequence[Mapp
     print("\n" + table(["kind", *outcomes], [[kind, *(str(counts[kind, o]) for o in outcomes)] for kind in kinds]))
     for case in survivors:
         print(f"\nsurvived: {case.file}:{case.line}" + (f"  {case.name}" if case.kind == "named" else ""))
-        print(*(f"- {line}" for line in case.old.splitlines()), *(f"+ {line}" for line in case.new.splitlines()), sep="\n")
+        for sign, lines in (("-", case.old), ("+", case.new)):
+            print(*(f"{sign} {line}" for line in lines.splitlines()), sep="\n")
     return not survivors
 
 
