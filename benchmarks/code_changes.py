@@ -207,7 +207,7 @@ class _Finder(ast.NodeVisitor):
     def visit_BinOp(self, node: ast.BinOp) -> None:
         if isinstance(node.op, (ast.Add, ast.Sub)) and not any(map(_is_sequence, (node.left, node.right))):
             self._operator("sign", node.left, node.op, node.right)
-        if isinstance(node.op, _ORDERED) and id(node) not in self._seen and not _is_sequence(node.right):
+        if isinstance(node.op, _ORDERED) and id(node) not in self._seen and not self._is_path(node):
             self._swap("order", node.left, node.right, closed=True)
         if isinstance(node.op, ast.Pow):
             self._seen.add(id(node.left))  # the square of a difference has no order
@@ -217,6 +217,11 @@ class _Finder(ast.NodeVisitor):
         if isinstance(node.op, (ast.Add, ast.Sub)) and not _is_sequence(node.value):
             self._operator("sign", node.target, node.op, node.value, suffix="=")
         self.generic_visit(node)
+
+    def _is_path(self, node: ast.BinOp) -> bool:
+        """Whether / may join paths, which have one order alone: where there are any, unless a number is divided."""
+        number = isinstance(node.left, ast.Constant) and not _is_sequence(node.left)
+        return isinstance(node.op, ast.Div) and "Path" in self._modules and not number
 
     # ---- Axes, and the order of arguments and statements ----------------------------------------------
 
@@ -280,9 +285,13 @@ class _Finder(ast.NodeVisitor):
 
 
 def _is_sequence(node: ast.AST) -> bool:
-    """Whether + joins it and % fills it in."""
-    text = isinstance(node, ast.Constant) and isinstance(node.value, str)
-    return text or isinstance(node, (ast.JoinedStr, ast.List, ast.Tuple, ast.ListComp))
+    """Whether + joins it to another one, as far as can be seen."""
+    match node:
+        case ast.BinOp(left=one, right=two) | ast.IfExp(body=one, orelse=two):
+            return _is_sequence(one) or _is_sequence(two)
+        case ast.Constant(value=str() | bytes()) | ast.JoinedStr() | ast.List() | ast.Tuple() | ast.ListComp():
+            return True
+    return False
 
 
 def _numbers(nodes: Sequence[ast.AST]) -> list[ast.AST]:

@@ -39,7 +39,7 @@ TESTS = {
     "jdepth/optim.py": "optim step",
     "jdepth/scoring.py": "kept_taps scoring evaluate",
     "jdepth/metrics.py": "align metrics scoring",
-    "jdepth/record.py": "record population train",
+    "jdepth/record.py": "record population",
     "jdepth/recipe.py": "data_augmentation optim config",
     "jdepth/inputs.py": "data_sources config scoring mix6_run",
     "jdepth/evaluate.py": "predict_families evaluate",
@@ -123,7 +123,7 @@ def run(given: argparse.Namespace, root: Path = ROOT) -> bool:
         seconds = unchanged(tree, list(dict.fromkeys(test for case in todo for test in case.tests)))
         began = time.perf_counter()
         for number, case in enumerate(todo, 1):
-            row = attempt(tree, case, 60 + 3 * sum(seconds[test] for test in case.tests))
+            row = attempt(tree, case, 300 + 5 * sum(seconds[test] for test in case.tests))
             results.add(case.name, row)
             left = (time.perf_counter() - began) / number * (len(todo) - number) / 60
             by = f" by {row['by']}" if row["by"] else ""

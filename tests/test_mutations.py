@@ -161,8 +161,10 @@ lines.append(2)
 """
     function = "def f():" + text.replace("\n", "\n    ")
     orders = [c.apply(function) for c in code_changes.possible("f.py", function) if c.kind in ("order", "axis")]
-    changed = [tuple(new.strip() for old, new in zip(function.splitlines(), text.splitlines(), strict=True) if old != new)
-               for text in orders]  # fmt: skip
+    changed = [
+        tuple(new.strip() for old, new in zip(function.splitlines(), text.splitlines(), strict=True) if old != new)
+        for text in orders
+    ]
     assert sorted(changed) == sorted([
         ("d = np.where(a, c - b, rng.random())",), ("d = np.where(a, rng.random(), b - c)",),
         ("e = rng.random()", "d = np.where(a, b - c, rng.random())"), ("lines.append(b @ é)",),
