@@ -272,8 +272,8 @@ class _Finder(ast.NodeVisitor):
         """Neighbours of which neither needs the other, and whose order still counts."""
         for first, second in pairwise(body):
             simple = all(isinstance(statement, (ast.Assign, ast.Expr)) for statement in (first, second))
-            one, two = self._moved(first), self._moved(second)
-            if simple and one & two and not (_stored(first) & _names(second) or _stored(second) & _names(first)):
+            needs = _names(first, ast.Store) & _names(second) or _names(second, ast.Store) & _names(first)
+            if simple and not needs and self._moved(first) & self._moved(second):
                 self._swap("order", first, second)
 
     def _moved(self, statement: ast.stmt) -> set[str]:
@@ -300,9 +300,6 @@ def _numbers(nodes: Sequence[ast.AST]) -> list[ast.AST]:
     return [node for node in flat if type(getattr(getattr(node, "operand", node), "value", None)) is int]
 
 
-def _names(node: ast.AST) -> set[str]:
-    return {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
-
-
-def _stored(node: ast.AST) -> set[str]:
-    return {part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)}
+def _names(node: ast.AST, use: type = ast.expr_context) -> set[str]:
+    """Variables of a part of code; with `ast.Store` those that it sets."""
+    return {part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, use)}

@@ -104,6 +104,7 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="then every fast test")
     parser.add_argument("--reference", action="store_true", help="also the comparisons with PyTorch")
     parser.add_argument("--again", action="store_true", help="run finished changes again")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: the tests end too, and the copy goes
     try:
         complete = run(parser.parse_args())
     except UserError as error:
@@ -114,7 +115,8 @@ def main() -> None:
 def run(given: argparse.Namespace, root: Path = ROOT) -> bool:
     """Try the changes that are asked for and print what became of them; whether every one was noticed."""
     cases = named(root, given) if given.named else drawn(root, given)
-    cases = [case for case in cases if given.only in case.name]
+    if not (cases := [case for case in cases if given.only in case.name]):
+        raise UserError(f"no change has {given.only!r} in its name")
     kind = "named" if given.named else f"drawn-{given.seed}"
     results = Rows(root / "benchmarks" / "results" / f"mutations-{kind}.json")
     rows = results.rows()

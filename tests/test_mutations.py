@@ -100,6 +100,8 @@ def test_a_test_that_does_not_end_has_noticed(tree):
 def test_an_entry_that_does_not_fit_is_told(tree, change, told):
     with pytest.raises(UserError, match=told):
         run(tree, SEEN | change)
+    with pytest.raises(UserError, match="no change has 'other' in its name"):
+        run(tree, SEEN, only="other")
 
 
 def test_the_unchanged_code_must_pass(tree):
