@@ -75,7 +75,7 @@ def build_tasks(config: Config, model: DepthModel, classes: tuple[int, ...]) -> 
         )
     ]
     if scales(config).auxiliary is not None:
-        result.append(tasks.TASKS[config["task"]](classes, model.decoder.channels))
+        result.append(tasks.TASKS[config["task"]](classes, model.decoder.channels, model.decoder.dtype))
     return result
 
 

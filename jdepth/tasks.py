@@ -126,12 +126,12 @@ def _pooled_logits(head, params, features, inputs):
     return _apply(head, params, heads.pool(features), inputs)
 
 
-def mldc(classes: tuple[int, ...], channels: int) -> Task:
+def mldc(classes: tuple[int, ...], channels: int, dtype=jnp.float32) -> Task:
     """Multi-label dense classification: which classes occur in the crop (the paper's main task).
 
     `inputs["classes"]`: (B, K_max) float32 multi-hot.
     """
-    head = heads.StackedHead(classes, channels)
+    head = heads.StackedHead(classes, channels, dtype)
 
     def predict(params, features, inputs):
         return _pooled_logits(head, params, features, inputs)
@@ -144,9 +144,9 @@ def mldc(classes: tuple[int, ...], channels: int) -> Task:
     return _auxiliary("mldc", head, _nothing_more, loss, predict, lambda inputs: len(inputs["classes"]))
 
 
-def single_label(classes: tuple[int, ...], channels: int) -> Task:
+def single_label(classes: tuple[int, ...], channels: int, dtype=jnp.float32) -> Task:
     """The crop's most frequent class, from averaged logits. `inputs["class_id"]`: (B,) int32, −1 = none."""
-    head = heads.StackedHead(classes, channels)
+    head = heads.StackedHead(classes, channels, dtype)
 
     def predict(params, features, inputs):
         return _pooled_logits(head, params, features, inputs)
@@ -162,9 +162,9 @@ def single_label(classes: tuple[int, ...], channels: int) -> Task:
     return _auxiliary("single_label", head, _nothing_more, loss, predict, weight)
 
 
-def segmentation(classes: tuple[int, ...], channels: int) -> Task:
+def segmentation(classes: tuple[int, ...], channels: int, dtype=jnp.float32) -> Task:
     """Class of every pixel. `inputs["label"]`: (B, H, W) uint8, 255 = ignore."""
-    head = heads.StackedHead(classes, channels)
+    head = heads.StackedHead(classes, channels, dtype)
 
     def predict(params, features, inputs):
         return _apply(head, params, features, inputs)
@@ -180,9 +180,9 @@ def segmentation(classes: tuple[int, ...], channels: int) -> Task:
     return _auxiliary("segmentation", head, _nothing_more, loss, predict, weight)
 
 
-def reconstruction(classes: tuple[int, ...], channels: int) -> Task:
+def reconstruction(classes: tuple[int, ...], channels: int, dtype=jnp.float32) -> Task:
     """The normalised image itself, before colour augmentation; one 3-channel head per dataset."""
-    head = heads.StackedHead((3,) * len(classes), channels)
+    head = heads.StackedHead((3,) * len(classes), channels, dtype)
 
     def predict(params, features, inputs):
         return _apply(head, params, features, inputs)
@@ -201,7 +201,8 @@ def reconstruction(classes: tuple[int, ...], channels: int) -> Task:
     return _auxiliary("reconstruction", head, target, loss, predict, weight)
 
 
-TASKS: dict[str, Callable[[tuple[int, ...], int], Task]] = {
+# By name: (classes of each data set, channels of the decoder's map, the type that map heads multiply in) -> task.
+TASKS: dict[str, Callable[..., Task]] = {
     "mldc": mldc,
     "segmentation": segmentation,
     "single_label": single_label,

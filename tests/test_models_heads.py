@@ -131,6 +131,32 @@ def test_reconstruction_is_a_stacked_head_of_three():
     assert out.shape == (2, 4, 4, 3) and out.dtype == jnp.float32
 
 
+def test_gradients_of_a_map_head_in_bfloat16():
+    """Products of halves, summed up in float32: as exact as the halves themselves."""
+    head, params, features = stacked(channels=32)
+    head = StackedHead(CLASSES, 32, jnp.bfloat16)
+    features = jnp.asarray(features, jnp.bfloat16)
+    towards = normal(*logits_of(head, params, features).shape)
+
+    def loss(params, features):
+        return jnp.sum(head.apply({"params": params}, features, IDS) * towards)
+
+    ours, to_features = jax.jit(jax.grad(loss, (0, 1)))(params, features)
+    assert ours["kernel"].dtype == jnp.float32 and to_features.dtype == jnp.bfloat16
+    wide = np.asarray(features, np.float64)
+    for sample, dataset in enumerate(np.asarray(IDS)):
+        count = CLASSES[dataset]
+        given = np.asarray(towards[sample, :, :, :count], np.float64)
+        expected = given @ np.asarray(params["kernel"][dataset, :, :count], np.float64).T
+        np.testing.assert_allclose(np.asarray(to_features[sample], np.float64), expected, rtol=0.02, atol=0.05)
+    for dataset, count in enumerate(CLASSES):
+        own = [sample for sample, d in enumerate(np.asarray(IDS)) if d == dataset]
+        expected = sum(
+            np.einsum("hwc,hwk->ck", wide[i], np.asarray(towards[i, :, :, :count], np.float64)) for i in own
+        )
+        np.testing.assert_allclose(ours["kernel"][dataset, :, :count], expected, rtol=0.02, atol=0.05)
+
+
 def test_class_mask():
     expected = [[1] * 7, [1] * 5 + [0] * 2, [1] * 2 + [0] * 5, [1] * 7]
     mask = class_mask(CLASSES, IDS)

@@ -5,6 +5,8 @@ import logging
 import jax
 import jax.numpy as jnp
 
+from jdepth.models.products import wide_product
+
 KERNELS = ("plain", "looped", "cudnn")
 # Queries whose logits the plain kernel holds at a time.
 QUERIES = 256
@@ -27,7 +29,7 @@ def plain(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     pieces = []
     for start in range(0, q.shape[2], QUERIES):
         some = q[:, :, start : start + QUERIES]
-        logits = jnp.einsum("bhqd,bhkd->bhqk", some, k, preferred_element_type=statistics)
+        logits = wide_product("bhqd,bhkd->bhqk", some, k, statistics)
         weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
         pieces.append(jnp.einsum("bhqk,bhkd->bhqd", weights, v))
     return jnp.concatenate(pieces, axis=2).swapaxes(1, 2)
@@ -51,10 +53,10 @@ def looped(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         q, k, v = given  # each (N, d)
         pieces = []
         for start in range(0, tokens, rows):
-            logits = jnp.dot(q[start : start + rows], k.T, preferred_element_type=statistics)
+            logits = wide_product("qd,kd->qk", q[start : start + rows], k, statistics)
             # Any number may be taken off all logits of a row, so that it needs no gradient.
             weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
-            mixed = jnp.dot(weights.astype(v.dtype), v, preferred_element_type=statistics)
+            mixed = wide_product("qk,kd->qd", weights.astype(v.dtype), v, statistics)
             pieces.append((mixed / weights.sum(-1, keepdims=True)).astype(v.dtype))
         return jnp.concatenate(pieces, axis=0)
 

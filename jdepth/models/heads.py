@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from jdepth.models import resize
 from jdepth.models.layers import Conv3x3, at_least_float32, pytorch_uniform, working_dtype
+from jdepth.models.products import wide_product
 
 
 # Metres that an untrained head predicts, about.
@@ -96,9 +97,7 @@ class StackedHead(nn.Module):
         if features.ndim == 2:  # pooled: tiny, so at full precision
             return jnp.einsum("bc,bck->bk", features.astype(wide), kernel, precision=high) + bias
         dtype = working_dtype(self.dtype, features, kernel)
-        logits = jnp.einsum(
-            "bhwc,bck->bhwk", features.astype(dtype), kernel.astype(dtype), preferred_element_type=wide
-        )
+        logits = wide_product("bhwc,bck->bhwk", features.astype(dtype), kernel.astype(dtype), wide)
         return logits + bias[:, None, None]
 
 
