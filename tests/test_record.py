@@ -1,9 +1,12 @@
-"""What stops a run: predictions that died, numbers that are none, two runs in one folder."""
+"""What a run writes down, and what stops it: predictions that died, numbers that are none, two runs in one folder."""
+
+import json
 
 import numpy as np
 import pytest
+from tiny_config import plain
 
-from jdepth import record
+from jdepth import population, record
 from jdepth.errors import UserError
 
 
@@ -31,3 +34,30 @@ def test_a_folder_belongs_to_one_run_at_a_time(tmp_path):
         record.lock(tmp_path)
     held.close()
     record.lock(tmp_path).close()
+
+
+def test_the_best_parameters_are_those_of_the_lowest_absrel(tmp_path):
+    """Whatever the other scores say; of two that are equal, the earlier ones stay."""
+    saved, kept = [], []
+
+    class Saved:
+        def save_best(self, number, params):
+            saved.append((number, params))
+
+        def keep_best(self, number, last):
+            kept.append(number)
+
+    clock = {"step": 0, "best_step": None, "best_AbsRel": None}
+    held = record.Record(population.Member("", plain(tmp_path)), clock, Saved())
+    # RMSE, d1 and mIoU each would choose other steps.
+    rows = [(0.2, 1.0, 0.5, 0.1), (0.3, 0.5, 0.9, 0.5), (0.1, 2.0, 0.4, 0.2), (0.1, 0.1, 1.0, 0.9), (0.11, 0.1, 1.0, 1.0)]
+    for number, (absrel, rmse, d1, miou) in enumerate(rows, 1):
+        held.score(number, {"AbsRel": absrel, "RMSE": rmse, "d1": d1, "mIoU": miou}, f"parameters {number}")
+        held.keep_best()
+    held.close()
+    assert saved == [(1, "parameters 1"), (3, "parameters 3")] and kept == [1, 1, 3, 3, 3]
+    assert (clock["best_step"], clock["best_AbsRel"]) == (3, 0.1)
+    written = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["evaluation/AbsRel"], row["evaluation/RMSE"]) for row in written] == [
+        (number, absrel, rmse) for number, (absrel, rmse, *_) in enumerate(rows, 1)
+    ]
