@@ -1,11 +1,12 @@
 """Evaluation protocols and batches."""
 
-from dataclasses import replace
+import hashlib
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 
-from jdepth.data import protocols
+from jdepth.data import protocols, sources
 from jdepth.data.evaluation import auxiliary_evaluation_batches, evaluation_batches
 from jdepth.data.protocols import PROTOCOLS, describe, prepare, protocol, valid_mask
 from jdepth.data.streams import AuxiliaryStream
@@ -100,7 +101,6 @@ def test_describe_says_it_all():
     )
     assert "no flip" in describe(replace(PROTOCOLS["nyu"], flip=False))
     assert "clipped at 8 m" in describe(PROTOCOLS["sun"]) and "input 480x640" in describe(PROTOCOLS["sun"])
-    assert {"nyu", "kitti", "kitti_eigen", "sun", "matterport", "taskonomy"} < set(PROTOCOLS)
     with pytest.raises(UserError, match="did you mean 'nyu'"):
         protocol("nyuu")
 
@@ -136,10 +136,16 @@ def test_native_depth_beside_resized_input():
 
 
 def test_limit_is_a_fixed_subset():
+    """The six images whose names have the smallest SHA-256, whatever the batch and wherever they stand in the set."""
     source = Sizes([(4, 4)] * 30)
-    first = [i for b in evaluation_batches(source, PROTOCOLS["whole"], 4, limit=6) for i in b["index"] if i >= 0]
-    again = [i for b in evaluation_batches(source, PROTOCOLS["whole"], 3, limit=6) for i in b["index"] if i >= 0]
-    assert first == again and len(first) == 6 and first == sorted(first)
+    expected = sorted(sorted(range(30), key=lambda index: hashlib.sha256(f"image {index}".encode()).hexdigest())[:6])
+    assert expected != list(range(6))
+    for batch in (3, 4, 40):
+        found = [i for b in evaluation_batches(source, PROTOCOLS["whole"], batch, limit=6) for i in b["index"] if i >= 0]
+        assert found == expected
+    for limit in (None, 0, 30, 31):
+        found = [i for b in evaluation_batches(source, PROTOCOLS["whole"], 4, limit=limit) for i in b["index"] if i >= 0]
+        assert found == list(range(30))
 
 
 def test_errors_reach_the_caller_and_early_stop_is_clean():
@@ -181,6 +187,40 @@ def test_auxiliary_evaluation(task):
     assert limited[0]["weight"].sum() == 2 and limited[0]["dataset_id"][:2].tolist() == [0, 1]
 
 
-def test_protocols_know_their_names():
-    assert all(name == entry.name for name, entry in PROTOCOLS.items())
-    assert protocols.protocol("nyu").native == (480, 640)
+EIGEN = {"crop": (45, 471, 41, 601)}
+GARG = {"crop": (0.40810811, 0.99189189, 0.03594771, 0.96405229), "crop_fraction": True}
+EIGEN_KITTI = {"crop": (0.3324324, 0.91351351, 0.0359477, 0.96405229), "crop_fraction": True}
+
+
+def test_every_protocol_is_the_published_one():
+    """Numbers of the Monocular-Depth-Estimation-Toolbox and of ZoeDepth; a change of one changes every score."""
+    published = {
+        "nyu": {"max_depth": 10, "native": (480, 640), **EIGEN},
+        "kitti": {"max_depth": 80, "kb_crop": True, **GARG},
+        "kitti_eigen": {"max_depth": 80, "kb_crop": True, **EIGEN_KITTI},
+        "sun": {"max_depth": 10, "clip": 8, "resize": (480, 640), **EIGEN},
+        "matterport": {"max_depth": 10, "resize": (480, 640)},
+        "taskonomy": {"max_depth": 10},
+        "diode_indoor": {"max_depth": 10},
+        "diode_outdoor": {"max_depth": 80},
+        "diode_indoor_zoedepth": {"max_depth": 10, "native": (768, 1024), "resize": (480, 640), **EIGEN},
+        "diode_outdoor_zoedepth": {"max_depth": 80, "resize": (480, 640), **GARG},
+        "rooms": {"max_depth": 10, "flip": False},
+        "whole": {"max_depth": 10},
+        "whole80": {"max_depth": 80},
+    }
+    usual = {
+        "min_depth": 0.001, "crop": None, "crop_fraction": False, "native": None, "kb_crop": False, "clip": None,
+        "resize": None, "resize_area": False, "flip": True, "average": "image",
+    }  # fmt: skip
+    held = {name: asdict(entry) for name, entry in PROTOCOLS.items()}
+    for fields in held.values():
+        del fields["note"]
+    assert held == {name: usual | {"name": name} | own for name, own in published.items()}
+
+
+def test_each_set_is_scored_by_the_protocol_of_its_name():
+    own = {"nyu", "kitti", "sun", "matterport", "taskonomy", "diode_indoor", "diode_outdoor", "rooms"}
+    renamed = {"nyu_labelled": "nyu", "nyu_tfds": "nyu"}
+    found = {name: protocols.default(name) for name in sources.NAMES}
+    assert found == {name: renamed.get(name, name if name in own else "whole") for name in sources.NAMES}

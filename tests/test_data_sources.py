@@ -47,8 +47,40 @@ def test_every_set_has_the_split_that_it_is_scored_on():
     assert protocols.default("folder") == "whole"
 
 
+def test_every_set_has_the_published_counts():
+    """Images per split, classes, stored depth numbers per metre and, where all images have one, their size."""
+    published = {
+        "nyu": ({"train": 24_231, "test": 654}, 0, 1000, (480, 640)),
+        "nyu_labelled": ({"train": 795, "test": 654}, 0, 1000, (480, 640)),
+        "sun": ({"train": 5_285, "test": 5_050}, 0, 1000, None),
+        # Shares of 10,800 panoramas of 18 views: 61, 11 and 18 of 90 houses.
+        "matterport": ({"train": 61 * 2160, "val": 11 * 2160, "test": 18 * 2160}, 0, 4000, (1024, 1280)),
+        "taskonomy": ({"train": 3_200_000, "val": 498_000, "test": 542_000}, 0, 512, (512, 512)),
+        "diode_indoor": ({"train": 8_574, "val": 325}, 0, 1, (768, 1024)),
+        "diode_outdoor": ({"train": 16_884, "val": 446}, 0, 1, (768, 1024)),
+        "kitti": ({"train": 23_158, "test": 652}, 0, 256, None),
+        "ade20k": ({"train": 20_210, "val": 2_000}, 150, 0, None),
+        "sun37": ({"train": 5_285, "test": 5_050}, 37, 0, None),
+        "cityscapes34": ({"train": 2_975, "val": 500}, 34, 0, (1024, 2048)),
+        "cityscapes19": ({"train": 2_975, "val": 500}, 19, 0, (1024, 2048)),
+        "coco_stuff": ({"train": 118_287, "val": 5_000}, 171, 0, None),
+        "voc21": ({"train": 8_498, "val": 1_449}, 21, 0, None),
+        "voc21_train": ({"train": 1_464, "val": 1_449}, 21, 0, None),
+        "voc21_trainaug": ({"train": 10_582, "val": 1_449}, 21, 0, None),
+        "context59": ({"train": 4_998, "val": 5_105}, 59, 0, None),
+    }
+    sets = {name: sources.raw_set(name) for name in sources.RAW_SETS}
+    assert {n: (dict(s.counts), len(s.classes), s.per_metre, s.size) for n, s in sets.items()} == published
+    # Nobody publishes these: a set of another size is no mistake.
+    assert {name for name, own in sets.items() if own.approximate} == {"matterport", "taskonomy"}
+    assert sum(sets[name].counts["train"] for name in sources.members("mix6")) == 160_253
+    assert all(name == own.name for name, own in sets.items())
+
+
 def test_mixtures_are_named_by_their_members():
-    assert sources.members("mix6") == sources.MIXTURES["mix6"] and sources.members("nyu") == ("nyu",)
+    mix6 = ("ade20k", "sun37", "cityscapes34", "coco_stuff", "voc21", "context59")  # in the order of their heads
+    assert sources.members("mix6") == mix6 and sources.members("nyu") == ("nyu",)
+    assert list(sources.MIXTURES) == ["mix6"]
     assert sources.members("voc21_train+ade20k") == ("voc21_train", "ade20k")
     assert sources.is_mixture("a+b") and sources.is_mixture("mix6") and not sources.is_mixture("nyu")
     with pytest.raises(UserError, match="twice"):
@@ -57,7 +89,7 @@ def test_mixtures_are_named_by_their_members():
         sources.members("voc+ade20k")
     with pytest.raises(UserError, match="mixture of data sets; name one of them: ade20k, voc21"):
         sources.open_source("ade20k+voc21", split="train")
-    message = str(sources.missing_error(["sun37"], "data", sources.MIXTURES["mix6"]))
+    message = str(sources.missing_error(["sun37"], "data", mix6))
     assert "--config.data.auxiliary.name=ade20k+cityscapes34+coco_stuff+voc21+context59," in message
 
 
