@@ -135,10 +135,15 @@ def test_native_depth_beside_resized_input():
     assert [batch["depth"].shape for batch in batches] == [(2, 8, 10), (2, 6, 10)]
 
 
+def by_hash(size: int) -> list[int]:
+    """The images of a set of `Sizes` by the SHA-256 of their names."""
+    return sorted(range(size), key=lambda index: hashlib.sha256(f"image {index}".encode()).hexdigest())
+
+
 def test_limit_is_a_fixed_subset():
     """The six images whose names have the smallest SHA-256, whatever the batch and wherever they stand in the set."""
     source = Sizes([(4, 4)] * 30)
-    expected = sorted(sorted(range(30), key=lambda index: hashlib.sha256(f"image {index}".encode()).hexdigest())[:6])
+    expected = sorted(by_hash(30)[:6])
     assert expected != list(range(6))
     for batch in (3, 4, 40):
         found = [i for b in evaluation_batches(source, PROTOCOLS["whole"], batch, limit=6) for i in b["index"] if i >= 0]
@@ -183,8 +188,10 @@ def test_auxiliary_evaluation(task):
         assert (second["label"][2] == 255).all()
     elif task == "single_label":
         assert second["class_id"].tolist() == [0, 1, -1]
-    limited = list(auxiliary_evaluation_batches(stream, batch=8, limit=1))
-    assert limited[0]["weight"].sum() == 2 and limited[0]["dataset_id"][:2].tolist() == [0, 1]
+    (limited,) = auxiliary_evaluation_batches(stream, batch=8, limit=1)
+    assert limited["weight"].sum() == 2 and limited["dataset_id"][:2].tolist() == [0, 1]
+    chosen = [by_hash(3)[0], by_hash(2)[0]]
+    assert limited["index"][:2].tolist() == chosen != [0, 0]
 
 
 EIGEN = {"crop": (45, 471, 41, 601)}
