@@ -313,20 +313,49 @@ def test_crop_avoids_a_class_that_covers_too_much():
     assert abs(limited - (1 - (1 - free) ** 11)) < 0.12
 
 
-def test_crop_ignores_255_and_wants_two_classes():
-    label = np.full((32, 64), 255, np.uint8)
-    label[:, :32] = 3
-    label[0, 0] = 4
-    augmentation = AuxiliaryAugmentation(scale=(64, 32), ratio=(1, 1), crop=(32, 32), canvas=(32, 32), crop_attempts=50)
-    counts = []
+@pytest.mark.parametrize(
+    ("first", "rest", "accepted"),
+    [
+        ({3: 511, 4: 1}, 255, False),  # half the crop, but nearly all of what is labelled
+        ({3: 384, 4: 128}, 255, False),  # three quarters exactly
+        ({3: 383, 4: 129}, 255, True),
+        ({3: 512}, 255, False),
+        ({}, 255, False),
+        ({3: 512}, 4, True),
+    ],
+)
+def test_crop_ignores_255_and_wants_two_classes(first, rest, accepted):
+    """A crop of 32 x 32 whose left half is `first` and whose right half is `rest`, above an unlabelled one."""
+    pixels = np.full(512, 255, np.uint8)
+    pixels[: sum(first.values())] = np.repeat([*first], [*first.values()])
+    label = np.full((64, 32), 255, np.uint8)
+    label[:32], label[:32, :16] = rest, pixels.reshape(32, 16)
+    offsets = []
 
-    class Counting:
-        def integers(self, *limits):
-            counts.append(limits)
+    class Down:
+        """Draws offset 0 first and the largest one from then on; all other steps stay off."""
+
+        def uniform(self, low, high):
+            return (low + high) / 2
+
+        def random(self, size=None):
+            return 1.0 if size is None else np.ones(size)
+
+        def integers(self, limit):
+            if limit > 1:
+                offsets.append(limit - 1 if offsets else 0)
+                return offsets[-1]
             return 0
 
-    assert transforms._draw_crop(label, (32, 64), augmentation, Counting())[0] == (0, 32, 0, 32)
-    assert len(counts) == 2 * 51  # class 3 always covers more than 75 % of what is labelled: every retry is used
+    augmentation = AuxiliaryAugmentation(
+        scale=(64, 32), ratio=(1, 1), crop=(32, 32), canvas=(32, 32), crop_attempts=50, hue=0
+    )
+    item = {"image": np.repeat(np.arange(64, dtype=np.uint8)[:, None, None], 32, 1).repeat(3, 2), "label": label}
+    sample = transforms.augment_auxiliary(item, augmentation, Down())
+    # Where no crop will do, every retry is used and the last one is kept.
+    assert len(offsets) == (1 if accepted else 51)
+    np.testing.assert_array_equal(sample["label"], label[:32] if accepted else label[32:])
+    assert (sample["image"][0] == (0 if accepted else 32)).all()
 
 
 def test_photometric_draws():
