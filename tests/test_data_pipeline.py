@@ -194,6 +194,19 @@ def test_random_numbers_are_independent_of_everything_else():
     assert len(others) == 4
 
 
+def test_streams_share_no_random_numbers():
+    """At one position both streams draw for themselves, and read their sets in orders of their own."""
+    depth = DepthStream(Tiny(60), DepthAugmentation(crop=(24, 32), colour_probability=1))
+    own = AuxiliaryAugmentation(scale=(64, 40), crop=(32, 32), canvas=(32, 32), photometric_probability=1)
+    batch = streams.JointBatches(depth, AuxiliaryStream((Tiny(60),), own, "reconstruction"), 60, 60, 5)(0)
+    read = [batch[part]["image"][..., 2].max(axis=(1, 2)) for part in ("depth", "auxiliary")]
+    assert sorted(read[0]) == sorted(read[1]) == list(range(60)) and (read[0] == read[1]).mean() < 0.2
+    brightness, before, saturation, hue, after = batch["auxiliary"]["photometric"].T
+    drawn = [*batch["depth"]["colour"].T, brightness, before * after, saturation, hue]  # contrast is before or after
+    assert all(len(np.unique(numbers)) > 20 for numbers in drawn)
+    assert np.abs(np.corrcoef(drawn) - np.eye(9)).max() < 0.5
+
+
 def test_same_image_is_augmented_anew_in_the_next_epoch():
     depth = DepthStream(Tiny(size=1), DEPTH)
     batch = streams.JointBatches(depth, None, 3, None, 0)(0)["depth"]["image"]
