@@ -1,15 +1,58 @@
 """Class names and the way from stored to train ids against the reference tables, class by class."""
 
+import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from jdepth.data.sources import ade20k, cityscapes, coco_stuff, pascal_context, pascal_voc, raw, raw_set
+from jdepth.data.sources import (
+    RAW_SETS,
+    ade20k,
+    cityscapes,
+    coco_stuff,
+    pascal_context,
+    pascal_voc,
+    raw,
+    raw_set,
+    sun_rgbd,
+)
 from jdepth.errors import UserError
 
 REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "reference" / "label_maps.json"
+
+
+# SHA-256 of each table as `digest` writes it; made of the reference tables, to which each was found equal.
+DIGESTS = {
+    "ade20k": (ade20k.TABLE, "8dbddae0b1373af8abce54e4333dacecb6adc7591d386cd1a6dc2256f4b4b1a9"),
+    "sun37": (sun_rgbd.TABLE, "066ee67893f4892177bf1b999eb5b81085351c3e6c669b12d9043e5ed74aec05"),
+    "cityscapes34": (cityscapes.LABEL_TABLE, "f27ced3f03819e03beed2f98a1766b122c7619a3db4e51a91d4cba8c0d7dfb1f"),
+    "cityscapes19": (cityscapes.TRAIN_TABLE, "fc71b329c1f241da0cee2bbab5a85f3a0e8ffb1070429dcf4d494c12c98c9b5a"),
+    "coco_stuff": (coco_stuff.TABLE, "d5886a8507e7f2516438e5adcab33f310f7cd4b001e662f54703a255dca6cd49"),
+    "voc21": (pascal_voc.TABLE, "581b315c2aa026affd6f9086ac1f6191cf11e81d8540a50cc443b4f84e2918d1"),
+    "voc21_train": (pascal_voc.TABLE, "581b315c2aa026affd6f9086ac1f6191cf11e81d8540a50cc443b4f84e2918d1"),
+    "voc21_trainaug": (pascal_voc.TABLE, "581b315c2aa026affd6f9086ac1f6191cf11e81d8540a50cc443b4f84e2918d1"),
+    "context59": (pascal_context.PNG_TABLE, "0c84ab65b299d27d6755facf41ad08f4de80b641cdb27292ff5552aa6cd56354"),
+    "context59 (mat)": (pascal_context.MAT_TABLE, "0fa872f43906535998bc868096c0d8df4e1423618baec5fc3c2190a0dbaa3ec6"),
+}
+
+
+def digest(classes: tuple[str, ...], table: np.ndarray) -> str:
+    """Of the names by train id, and of the train id of every stored id that the set knows."""
+    known = [(int(stored), int(table[stored])) for stored in np.flatnonzero(table >= 0)]
+    return hashlib.sha256(json.dumps([list(classes), known]).encode()).hexdigest()
+
+
+@pytest.mark.parametrize("name", DIGESTS)
+def test_names_and_table_are_the_published_ones(name):
+    """Needs no reference beside the project; the tests below say which entry is wrong, this one only that one is."""
+    table, expected = DIGESTS[name]
+    assert digest(raw_set(name.removesuffix(" (mat)")).classes, table) == expected
+
+
+def test_every_labelled_set_has_a_digest():
+    assert {name.removesuffix(" (mat)") for name in DIGESTS} == {n for n in RAW_SETS if raw_set(n).kind == "label"}
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +96,6 @@ def test_ade20k(reference):
 
 
 def test_sun37(reference):
-    from jdepth.data.sources import sun_rgbd
-
     entry = reference["sunrgbd37"]
     assert raw_set("sun37") is sun_rgbd.LABELS
     names_agree("sun37", entry["names"], 37)

@@ -25,8 +25,10 @@ def clip(tmp_path):
 
 
 def smooth(number):
-    ramp = np.add.outer(np.arange(HEIGHT), np.arange(WIDTH)) * 100 / (HEIGHT + WIDTH)
-    return np.repeat((ramp + 20 * number)[..., None], 3, 2).astype(np.uint8)
+    """Red grows to the right, green downwards; blue is the same everywhere."""
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    channels = [columns * 100 / WIDTH, rows * 100 / HEIGHT, np.full(rows.shape, 130)]
+    return (np.stack(channels, -1) + 20 * number).astype(np.uint8)
 
 
 def test_frames_are_read_in_order(clip):
@@ -35,7 +37,15 @@ def test_frames_are_read_in_order(clip):
     frames = list(video.frames(clip))
     assert len(frames) == FRAMES
     for number, frame in enumerate(frames):
-        assert np.abs(frame.astype(int) - smooth(number)).mean() < 6
+        assert np.abs(frame.astype(int) - smooth(number)).mean((0, 1)).max() < 6  # of each channel
+
+
+def test_videos_are_written_in_their_colours(clip):
+    """As another reader sees it: blue, green and red, the first row on top."""
+    capture = cv2.VideoCapture(str(clip))
+    read, frame = capture.read()
+    capture.release()
+    assert read and np.abs(frame[..., ::-1].astype(int) - smooth(0)).mean((0, 1)).max() < 6
 
 
 @pytest.mark.parametrize("batch", [1, 2, 100_000])
