@@ -2,10 +2,12 @@
 
 import json
 
+import cv2
+import jax
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_run import call, folder_set, picture, refused
+from tiny_run import HEIGHT, WIDTH, call, folder_set, picture, refused
 
 from jdepth import evaluate, memory, predictor
 from jdepth.data import protocols
@@ -68,19 +70,55 @@ def test_rooms_of_another_split(run, here, capsys):
     assert "input 48x64" in result["protocol"], "a run gets images at its training size"
 
 
-def test_a_file_on_a_folder_is_scored_against_its_depth(model_file, here, tmp_path, capsys):
-    description = folder_set(tmp_path / "set")
+@pytest.fixture(scope="module")
+def predicted(model_file):
+    """(2, HEIGHT, WIDTH) depth of the two pictures by hand, from the network's own maps.
+
+    They and their mirror images are normalised; each map is clamped to 0.001 to 10 m, then resized to the picture;
+    the two maps of a picture are averaged.
+    """
+    model = predictor.load(model_file)
+    images = (np.stack([picture(0), picture(1)]) - [123.675, 116.28, 103.53]) / [58.395, 57.12, 57.375]
+    both = np.concatenate([images, images[:, :, ::-1]]).astype(np.float32)
+    maps = np.asarray(jax.jit(model.model.__call__)(model.params, both))
+    assert maps.shape[1:] != (HEIGHT, WIDTH) and all(one.min() < 9 < 11 < one.max() for one in maps)
+    maps = [cv2.resize(one, (WIDTH, HEIGHT), interpolation=cv2.INTER_LINEAR) for one in np.clip(maps, 0.001, 10)]
+    return np.mean([[maps[0], maps[1]], [maps[2][:, ::-1], maps[3][:, ::-1]]], axis=0)
+
+
+def varied_set(folder):
+    """(description, (2, HEIGHT, WIDTH) metres): the folder set, its held-out depth different in every pixel."""
+    description = folder_set(folder)
+    stored = np.random.default_rng(2).integers(1000, 9000, (2, HEIGHT, WIDTH)).astype(np.uint16)
+    for number in range(2):
+        Image.fromarray(stored[number]).save(folder / "val" / "depth" / f"a{number}.png")
+    return description, stored / 1000
+
+
+def test_a_metric_model_is_aligned_in_disparity_where_asked(model_file, predicted, here, tmp_path, capsys):
+    """Scale and shift of 1 / depth by NumPy's least squares; the range of the protocol, not of the image, ends it."""
+    description, true = varied_set(tmp_path / "set")
+    arguments = (f"--checkpoint={model_file}", f"--path={description}", "--align=disparity")
+    result, out = scored(capsys, *arguments)
+    errors = []
+    for one, target in zip(1 / predicted, true, strict=True):
+        system = np.stack([one.ravel(), np.ones(one.size)], axis=1)
+        fitted = system @ np.linalg.lstsq(system, 1 / target.ravel(), rcond=None)[0]
+        errors.append(np.mean(np.abs(1 / np.clip(fitted, 1 / 10, 1 / 0.001) - target.ravel()) / target.ravel()))
+    assert result["depth"]["AbsRel"] == pytest.approx(np.mean(errors), rel=1e-4)
+    assert "scale and shift of each image fitted in disparity" in result["protocol"] and result["protocol"] in out
+
+
+def test_a_file_on_a_folder_is_scored_against_its_depth(model_file, predicted, here, tmp_path, capsys):
+    description, true = varied_set(tmp_path / "set")
     arguments = (f"--checkpoint={model_file}", "--dataset=folder", f"--path={description}")
     result, out = scored(capsys, *arguments)
     assert result["model"] == "tiny_dpt" and result["dataset"] == "made" and result["depth"]["images"] == 2
     assert result["protocol"] == protocols.describe(protocols.protocol("whole")) and result["protocol"] in out
-    # AbsRel by hand: mean over images of mean |p - t| / t, with the mirror image.
-    model, errors = predictor.load(model_file), []
-    for name in ("a0.png", "a1.png"):
-        true = np.asarray(Image.open(tmp_path / "set" / "val" / "depth" / name)) / 1000
-        predicted = model(tmp_path / "set" / "val" / "rgb" / name, flip=True)
-        errors.append(np.mean(np.abs(predicted - true) / true))
-    assert result["depth"]["AbsRel"] == pytest.approx(np.mean(errors), rel=1e-4)
+    error = np.abs(predicted - true) / true
+    assert result["depth"]["AbsRel"] == pytest.approx(error.mean((1, 2)).mean(), rel=1e-4)
+    rmse = np.sqrt(np.square(predicted - true).mean((1, 2)))
+    assert result["depth"]["RMSE"] == pytest.approx(rmse.mean(), rel=1e-4)
     assert result["constant_AbsRel"] > 0
     # A label that is no class does not matter to depth.
     Image.fromarray(np.full(picture().shape[:2], 77, np.uint8)).save(tmp_path / "set" / "val" / "label" / "a0.png")
