@@ -140,17 +140,19 @@ def by_hash(size: int) -> list[int]:
     return sorted(range(size), key=lambda index: hashlib.sha256(f"image {index}".encode()).hexdigest())
 
 
+def indices(batches) -> list[int]:
+    return [int(index) for batch in batches for index in batch["index"] if index >= 0]
+
+
 def test_limit_is_a_fixed_subset():
     """The six images whose names have the smallest SHA-256, whatever the batch and wherever they stand in the set."""
     source = Sizes([(4, 4)] * 30)
     expected = sorted(by_hash(30)[:6])
     assert expected != list(range(6))
     for batch in (3, 4, 40):
-        found = [i for b in evaluation_batches(source, PROTOCOLS["whole"], batch, limit=6) for i in b["index"] if i >= 0]
-        assert found == expected
+        assert indices(evaluation_batches(source, PROTOCOLS["whole"], batch, limit=6)) == expected
     for limit in (None, 0, 30, 31):
-        found = [i for b in evaluation_batches(source, PROTOCOLS["whole"], 4, limit=limit) for i in b["index"] if i >= 0]
-        assert found == list(range(30))
+        assert indices(evaluation_batches(source, PROTOCOLS["whole"], 4, limit=limit)) == list(range(30))
 
 
 def test_errors_reach_the_caller_and_early_stop_is_clean():

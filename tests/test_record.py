@@ -50,14 +50,14 @@ def test_the_best_parameters_are_those_of_the_lowest_absrel(tmp_path):
     clock = {"step": 0, "best_step": None, "best_AbsRel": None}
     held = record.Record(population.Member("", plain(tmp_path)), clock, Saved())
     # RMSE, d1 and mIoU each would choose other steps.
-    rows = [(0.2, 1.0, 0.5, 0.1), (0.3, 0.5, 0.9, 0.5), (0.1, 2.0, 0.4, 0.2), (0.1, 0.1, 1.0, 0.9), (0.11, 0.1, 1.0, 1.0)]
-    for number, (absrel, rmse, d1, miou) in enumerate(rows, 1):
-        held.score(number, {"AbsRel": absrel, "RMSE": rmse, "d1": d1, "mIoU": miou}, f"parameters {number}")
+    rows = [(0.2, 1.0, 0.5), (0.3, 0.5, 0.9), (0.1, 2.0, 0.4), (0.1, 0.1, 1.0), (0.11, 0.1, 1.0)]
+    for number, (absrel, rmse, d1) in enumerate(rows, 1):
+        held.score(number, {"AbsRel": absrel, "RMSE": rmse, "d1": d1, "mIoU": d1}, f"parameters {number}")
         held.keep_best()
     held.close()
     assert saved == [(1, "parameters 1"), (3, "parameters 3")] and kept == [1, 1, 3, 3, 3]
     assert (clock["best_step"], clock["best_AbsRel"]) == (3, 0.1)
     written = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(row["step"], row["evaluation/AbsRel"], row["evaluation/RMSE"]) for row in written] == [
-        (number, absrel, rmse) for number, (absrel, rmse, *_) in enumerate(rows, 1)
+        (number, absrel, rmse) for number, (absrel, rmse, _) in enumerate(rows, 1)
     ]

@@ -148,7 +148,7 @@ def samples() -> dict[str, np.ndarray]:
         "photometric": np.tile(transforms.NEUTRAL_PHOTOMETRIC, (6, 1)),
         "label": label.reshape(6, SIZE, SIZE),
         "class_id": np.array([1, 3, 0, -1, 0, 2], np.int32),
-        "classes": np.array([[1, 0, 0, 0], [0, 1, 1, 0], [1, 1, 0, 0], [0, 1, 0, 0], [1, 1, 0, 0], [0, 1, 0, 0]], np.float32),
+        "classes": np.array(["1000", "0110", "1100", "0100", "1100", "0100"]).view("U1").reshape(6, 4).astype(np.float32),
         "index": np.array([0, 0, 1, 1, 2, 2], np.int32),
     }
 
@@ -177,7 +177,8 @@ def by_hand(task: str) -> dict[str, float]:
         inside[row, :height, :width] = True
     maps = np.where(inside[..., None], normal, 0)[:, ::2, ::2]
     count = [3, 3] if task == "reconstruction" else CLASSES
-    logits = [maps[i] @ weights["kernel"][m][:, : count[m]] + weights["bias"][m][: count[m]] for i, m in enumerate(member)]
+    kernel, bias = ([array[m][..., : count[m]] for m in (0, 1)] for array in (weights["kernel"], weights["bias"]))
+    logits = [maps[i] @ kernel[m] + bias[m] for i, m in enumerate(member)]
     whole = [cv2.resize(one, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR) for one in logits]
     pooled = [one.mean((0, 1)) for one in logits]
     if task == "reconstruction":
