@@ -217,37 +217,105 @@ def emit_ordered() -> Call:
     return Call(Global("collections", "OrderedDict"), ())
 
 
-@pytest.mark.parametrize("count", [3, 5, 2**40, 2**62, -4, 2**70, True, 4.0, "4"])
-def test_declared_storage_size_must_be_the_records(tmp_path, count):
-    identifier = ("storage", Global("torch", "FloatStorage"), "0", "cpu", count)
-    content = pickled({"x": tensor_call(identifier, 0, (1,), (1,))})
-    failure(archive_of(tmp_path / "a.pth", ("a/data.pkl", content), ("a/data/0", bytes(16))))
-    failure(write_stream(tmp_path / "b.pth", Raw(content)))
+def stream_of(path: Path, content: bytes, *storages: bytes) -> Path:
+    """A stream of this pickle, with storages of 4-byte numbers under the keys 0, 1, ... behind it."""
+    start, none = write_stream(path, Raw(content)).read_bytes(), pickled([])
+    assert start.endswith(none)
+    keys = pickled([str(key) for key in range(len(storages))])
+    stored = b"".join(struct.pack("<q", len(raw) // 4) + raw for raw in storages)
+    path.write_bytes(start.removesuffix(none) + keys + stored)
+    return path
+
+
+def floats(key: str, count: object) -> tuple:
+    """Persistent id of a storage of `count` float32 numbers."""
+    return ("storage", Global("torch", "FloatStorage"), key, "cpu", count)
+
+
+FOUR = np.array([1.0, 2.0, 3.0, 4.0], np.float32)
 
 
 @pytest.mark.parametrize(
-    "offset, shape, strides",
+    "count, in_zip, in_stream",
     [
-        (0, (5,), (1,)),
-        (1, (4,), (1,)),
-        (0, (2, 2), (3, 1)),
-        (0, (2**40, 2**40), (1, 1)),
-        (-1, (1,), (1,)),
-        (0, (2,), (-1,)),
-        (0, (-2,), (1,)),
-        (0, (2,), (1, 1)),
-        (0, (2,) * 9, (0,) * 9),
-        (0, (2.0,), (1,)),
-        (True, (2,), (1,)),
-        (0, (2**200,), (0,)),
-        (0, "ab", "ab"),
-        (None, (2,), (1,)),
+        (3, "declares 12 bytes for data/0, which has 16", "declares 3 numbers in a storage that has 4"),
+        (5, "declares 20 bytes for data/0, which has 16", "declares 5 numbers in a storage that has 4"),
+        (2**40, f"declares {2**42} bytes for data/0", f"declares {2**40} numbers in a storage that has 4"),
+        *((count, *["something other than a storage"] * 2) for count in (2**48, 2**62, -4, 2**70, True, 4.0, "4")),
     ],
 )
-def test_tensors_must_lie_inside_their_storage(tmp_path, offset, shape, strides):
-    identifier = ("storage", Global("torch", "FloatStorage"), "0", "cpu", 4)
-    content = pickled({"x": tensor_call(identifier, offset, shape, strides)})
-    failure(archive_of(tmp_path / "a.pth", ("a/data.pkl", content), ("a/data/0", bytes(16))))
+def test_declared_storage_size_must_be_the_records(tmp_path, count, in_zip, in_stream):
+    def content(count: object) -> bytes:
+        return pickled({"x": tensor_call(floats("0", count), 0, (1,), (1,))})
+
+    def written(count: object) -> tuple[Path, Path]:
+        records = ("a/data.pkl", content(count)), ("a/data/0", FOUR.tobytes())
+        return archive_of(tmp_path / "a.pth", *records), stream_of(tmp_path / "b.pth", content(count), FOUR.tobytes())
+
+    for path, words in zip(written(count), (in_zip, in_stream), strict=True):
+        assert words in failure(path)
+    for path in written(4):
+        assert read(path)["x"] == 1.0
+
+
+BEYOND, IMPOSSIBLE = "reaches beyond its storage of 4 numbers", "_rebuild_tensor_v2 with arguments it cannot have"
+
+
+def both_ways(folder: Path, offset: object, shape: object, strides: object) -> tuple[Path, Path]:
+    """A tensor in the storage FOUR, as a zip and as a stream in which another storage follows."""
+    x = tensor_call(floats("0", 4), offset, shape, strides)
+    after = {"x": x, "y": tensor_call(floats("1", 8), 0, (8,), (1,))}
+    return (
+        archive_of(folder / "a.pth", ("a/data.pkl", pickled({"x": x})), ("a/data/0", FOUR.tobytes())),
+        stream_of(folder / "b.pth", pickled(after), FOUR.tobytes(), bytes(32)),
+    )
+
+
+@pytest.mark.parametrize(
+    "offset, shape, strides, words",
+    [
+        (0, (5,), (1,), BEYOND),
+        (1, (4,), (1,), BEYOND),
+        (4, (1,), (1,), BEYOND),
+        (5, (0,), (1,), BEYOND),
+        (0, (2, 2), (3, 1), BEYOND),
+        (0, (2**40, 2**40), (1, 1), BEYOND),
+        (-1, (1,), (1,), IMPOSSIBLE),
+        (0, (2,), (-1,), IMPOSSIBLE),
+        (0, (-2,), (1,), IMPOSSIBLE),
+        (0, (2,), (1, 1), IMPOSSIBLE),
+        (0, (2,) * 9, (0,) * 9, IMPOSSIBLE),
+        (0, (2.0,), (1,), IMPOSSIBLE),
+        (0, (True,), (1,), IMPOSSIBLE),
+        (0, (2,), (True,), IMPOSSIBLE),
+        (True, (2,), (1,), IMPOSSIBLE),
+        (2**48, (1,), (1,), IMPOSSIBLE),
+        (0, (2**48,), (0,), IMPOSSIBLE),
+        (0, (2**200,), (0,), IMPOSSIBLE),
+        (0, "ab", "ab", IMPOSSIBLE),
+        (None, (2,), (1,), IMPOSSIBLE),
+    ],
+)
+def test_tensors_must_lie_inside_their_storage(tmp_path, offset, shape, strides, words):
+    for path in both_ways(tmp_path, offset, shape, strides):
+        assert words in failure(path)
+
+
+@pytest.mark.parametrize(
+    "offset, shape, strides, values",
+    [
+        (0, (4,), (1,), [1, 2, 3, 4]),
+        (3, (1,), (1,), [4]),
+        (0, (2, 2), (2, 1), [[1, 2], [3, 4]]),
+        (1, (2, 2), (1, 1), [[2, 3], [3, 4]]),
+        (3, (1,) * 8, (7,) * 8, np.full((1,) * 8, 4)),
+        (4, (0, 3), (3, 1), np.zeros((0, 3))),
+    ],
+)
+def test_tensors_may_use_their_storage_to_its_end(tmp_path, offset, shape, strides, values):
+    for path in both_ways(tmp_path, offset, shape, strides):
+        found = read(path)["x"]
+        assert found.shape == shape and np.array_equal(found, values)
 
 
 def test_a_huge_declared_record_is_refused_before_reading(tmp_path):
@@ -258,7 +326,7 @@ def test_a_huge_declared_record_is_refused_before_reading(tmp_path):
     entry = data.index(b"PK\x01\x02", data.index(b"PK\x01\x02") + 1)
     size = struct.pack("<I", 2**31)
     path.write_bytes(data[: entry + 20] + size + size + data[entry + 28 :])
-    failure(path)
+    assert f"declares {2**31} bytes for data/0, more than the whole file" in failure(path)
 
 
 # Damage
@@ -275,7 +343,7 @@ def test_truncated_anywhere(tmp_path, write):
     path = tmp_path / "cut.pth"
     for length in [*range(0, len(data) - 1, 23), len(data) - 1]:
         path.write_bytes(data[:length])
-        failure(path)
+        assert ("truncated" if length else "is empty") in failure(path)
 
 
 def only_user_errors(path: Path) -> None:
