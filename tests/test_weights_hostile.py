@@ -127,6 +127,7 @@ ordered = Call(Global("collections", "OrderedDict"), ())
 storage = Raw(emit(("storage", Global("torch", "FloatStorage"), "0", "cpu", 4)) + b"Q")
 tensor = Call(Global("torch._utils", "_rebuild_tensor"), (storage, 0, (1,), (1,)))
 kind = Call(Global("numpy", "dtype"), ("f8", False, True))
+empty_text = Call(Global("numpy", "dtype"), ("S0", False, True))  # elements of no bytes
 empty_array = Call(Global("numpy.core.multiarray", "_reconstruct"), (Global("numpy", "ndarray"), (0,), b"b"))
 
 
@@ -172,6 +173,7 @@ OPERATIONS = {  # words of the refusal -> pickles of a value
     "calls torch._utils._rebuild_tensor with arguments it cannot have": [
         call("torch._utils._rebuild_tensor", Global("torch", "FloatStorage"), 0, (1,), (1,)),
         call("torch._utils._rebuild_tensor", storage, 0, (1,)),
+        call("torch._utils._rebuild_tensor", storage, 0, (1,), (1,), False),
     ],
     "calls torch._utils._rebuild_tensor_v2 with arguments it cannot have": [
         call("torch._utils._rebuild_tensor_v2"),
@@ -219,7 +221,7 @@ OPERATIONS = {  # words of the refusal -> pickles of a value
         call("numpy.core.multiarray.scalar", kind, b"123456789"),
         call("numpy.core.multiarray.scalar", kind, [1]),
         call("numpy.core.multiarray.scalar", "O", b"12345678"),
-        call("numpy.core.multiarray.scalar", call("numpy.dtype", "S0"), b""),
+        call("numpy.core.multiarray.scalar", empty_text, b""),
     ],
     "calls numpy._reconstruct with arguments it cannot have": [
         call("numpy.core.multiarray._reconstruct", Global("torch", "float32"), (0,), b"b"),
@@ -231,6 +233,7 @@ OPERATIONS = {  # words of the refusal -> pickles of a value
         Call(empty_array.function, empty_array.arguments, (1, (0, 2**47, 2**47), kind, False, b"x")),
         Call(empty_array.function, empty_array.arguments, (1, (1,), kind, False, [ordered])),
         Call(empty_array.function, empty_array.arguments, (1, (1,), kind, False, bytes(9))),
+        Call(empty_array.function, empty_array.arguments, (1, (2**40,), empty_text, False, b"")),
         Call(empty_array.function, empty_array.arguments, (1, (-1,), kind, False, bytes(8))),
         call("numpy.core.numeric._frombuffer", bytes(9), kind, (1,), "C"),
     ],

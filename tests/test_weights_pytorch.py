@@ -11,7 +11,8 @@ import pytest
 from weights_files import WRITERS, Call, Global, Persistent, Raw, Storages, emit, pickled, write_stream, write_zip
 
 from jdepth.errors import UserError
-from jdepth.weights import pytorch_file
+from jdepth.weights import pickle_machine, pytorch_file
+from jdepth.weights.torch_objects import KNOWN
 
 both = pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
 
@@ -31,7 +32,7 @@ def failure(path: Path) -> str:
 
 
 @both
-@pytest.mark.parametrize("dtype", ["f8", "f4", "f2", "i8", "i4", "u1", "b1"])
+@pytest.mark.parametrize("dtype", ["f8", "f4", "f2", "i8", "i4", "i2", "i1", "u1", "b1"])
 def test_every_number_type_is_read_exactly(tmp_path, write, dtype):
     array = (np.random.default_rng(0).standard_normal((3, 5, 2)) * 100).astype(dtype)
     found = read(write(tmp_path / "a.pth", {"x": array}))["x"]
@@ -44,6 +45,20 @@ def test_bfloat16_is_the_upper_half_of_float32(tmp_path, write):
     bits = (exact.view(np.uint32) >> 16).astype(np.uint16)
     found = read(write(tmp_path / "a.pth", {"x": bits}))["x"]
     assert found.dtype == np.float32 and np.array_equal(found, exact)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "int16", "uint64", "uint32", "uint16", "uint8", "bool"])
+@pytest.mark.parametrize("kind", ["torch.UntypedStorage", "torch.storage.UntypedStorage"])
+def test_storages_of_bytes_are_read_in_the_type_of_the_tensor(tmp_path, dtype, kind):
+    array = np.array([[0, 1, 200], [7, 0, 1]]).astype(dtype)
+    identifier = ("storage", Global(*kind.rsplit(".", 1)), "0", "cpu", array.nbytes)
+    arguments = (Persistent(identifier), 1, (2, 2), (3, 1), False, emit_ordered(), Global("torch", dtype))
+    content = pickled({"x": Call(Global("torch._utils", "_rebuild_tensor_v3"), arguments)})
+    found = read(archive_of(tmp_path / "a.pth", ("a/data.pkl", content), ("a/data/0", array.tobytes())))["x"]
+    assert found.dtype == np.dtype(dtype) and np.array_equal(found, array[:, 1:])
+    beyond = pickled({"x": Call(Global("torch._utils", "_rebuild_tensor_v3"), (arguments[0], 2, *arguments[2:]))})
+    path = archive_of(tmp_path / "b.pth", ("a/data.pkl", beyond), ("a/data/0", array.tobytes()))
+    assert f"beyond its storage of {array.nbytes} numbers" in failure(path)
 
 
 @both
@@ -69,6 +84,33 @@ def test_views_share_a_storage_and_keep_strides_and_offsets(tmp_path, write):
 def test_any_folder_and_byte_order(tmp_path, folder, byteorder):
     array = np.arange(5, dtype=np.float32)
     assert np.array_equal(read(write_zip(tmp_path / "a.pth", {"x": array}, folder, byteorder))["x"], array)
+
+
+def test_values_beside_the_weights_are_read_for_what_they_are():
+    def built(value: object) -> object:
+        return pickle_machine.run(io.BytesIO(pickled(value)), KNOWN)
+
+    def array(fortran: bool) -> np.ndarray:
+        start = Call(
+            Global("numpy.core.multiarray", "_reconstruct"),
+            (Global("numpy", "ndarray"), (0,), b"b"),
+            (1, (2, 3), Call(Global("numpy", "dtype"), ("i2", False, True)), fortran, bytes([1, 0, 2, 0] * 3)),
+        )
+        return built(start).array
+
+    assert np.array_equal(array(False), [[1, 2, 1], [2, 1, 2]])
+    assert np.array_equal(array(True), [[1, 1, 1], [2, 2, 2]])
+    big = Call(Global("numpy", "dtype"), ("i2", False, True), (3, ">", *[None] * 3, -1, -1, 0))
+    assert built(Call(Global("numpy._core.multiarray", "scalar"), (big, b"\x01\x02"))) == 258
+    assert built(Call(Global("torch", "device"), ("cuda", 3))) == "cuda:3"
+    assert built(Call(Global("torch", "device"), ("cuda", -1))) == "cuda"
+    assert built(Call(Global("torch", "device"), ("cuda", 2**70))) == "cuda"
+    assert built(Call(Global("torch", "Size"), ((3, 4),))) == (3, 4)
+    assert built(Call(Global("builtins", "set"), ([1, 2, 1],))) == {1, 2}
+    assert built(Call(Global("builtins", "frozenset"), ([1],))) == frozenset({1})
+    assert built(Call(Global("builtins", "bytes"), ())) == b""
+    assert built(b"\xff\x00") == b"\xff\x00"
+    assert list(built(OrderedDict(b=1, a=2)).items()) == [("b", 1), ("a", 2)]
 
 
 def training_checkpoint(weights: dict[str, np.ndarray]) -> dict:
@@ -344,6 +386,15 @@ def test_truncated_anywhere(tmp_path, write):
     for length in [*range(0, len(data) - 1, 23), len(data) - 1]:
         path.write_bytes(data[:length])
         assert ("truncated" if length else "is empty") in failure(path)
+
+
+def test_cut_while_it_is_open(tmp_path):
+    """The stream's tensors are read late: the file may have lost its end since it was opened."""
+    path = write_stream(tmp_path / "a.pth", {"x": np.zeros(2**18, np.float32)})  # more than is read ahead
+    with pytorch_file.opened(path) as tensors:
+        path.write_bytes(path.read_bytes()[:-1])
+        with pytest.raises(UserError, match="a.pth: ends inside its tensors"):
+            tensors["x"].read()
 
 
 def only_user_errors(path: Path) -> None:

@@ -18,6 +18,8 @@ STORAGE_CLASSES = {
     "f2": "HalfStorage",
     "i8": "LongStorage",
     "i4": "IntStorage",
+    "i2": "ShortStorage",
+    "i1": "CharStorage",
     "u1": "ByteStorage",
     "u2": "BFloat16Storage",  # the tests' own meaning: uint16 arrays hold the bits of bfloat16
     "b1": "BoolStorage",
