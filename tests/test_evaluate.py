@@ -86,18 +86,18 @@ def predicted(model_file):
     return np.mean([[maps[0], maps[1]], [maps[2][:, ::-1], maps[3][:, ::-1]]], axis=0)
 
 
-def varied_set(folder):
-    """(description, (2, HEIGHT, WIDTH) metres): the folder set, its held-out depth different in every pixel."""
-    description = folder_set(folder)
-    stored = np.random.default_rng(2).integers(1000, 9000, (2, HEIGHT, WIDTH)).astype(np.uint16)
+def varied_set(folder, metres):
+    """(description, (2, HEIGHT, WIDTH) metres): the folder set, its held-out depth as given, in whole millimetres."""
+    description, stored = folder_set(folder), (metres * 1000).astype(np.uint16)
     for number in range(2):
         Image.fromarray(stored[number]).save(folder / "val" / "depth" / f"a{number}.png")
     return description, stored / 1000
 
 
 def test_a_metric_model_is_aligned_in_disparity_where_asked(model_file, predicted, here, tmp_path, capsys):
-    """Scale and shift of 1 / depth by NumPy's least squares; the range of the protocol, not of the image, ends it."""
-    description, true = varied_set(tmp_path / "set")
+    """Scale and shift of 1 / depth by NumPy's least squares, on depth that is such a function but for some noise."""
+    nearness = 5 / predicted - 0.35 + np.random.default_rng(2).uniform(-0.02, 0.02, predicted.shape)
+    description, true = varied_set(tmp_path / "set", 1 / nearness)
     arguments = (f"--checkpoint={model_file}", f"--path={description}", "--align=disparity")
     result, out = scored(capsys, *arguments)
     errors = []
@@ -105,12 +105,12 @@ def test_a_metric_model_is_aligned_in_disparity_where_asked(model_file, predicte
         system = np.stack([one.ravel(), np.ones(one.size)], axis=1)
         fitted = system @ np.linalg.lstsq(system, 1 / target.ravel(), rcond=None)[0]
         errors.append(np.mean(np.abs(1 / np.clip(fitted, 1 / 10, 1 / 0.001) - target.ravel()) / target.ravel()))
-    assert result["depth"]["AbsRel"] == pytest.approx(np.mean(errors), rel=1e-4)
+    assert result["depth"]["AbsRel"] == pytest.approx(np.mean(errors), rel=1e-3)
     assert "scale and shift of each image fitted in disparity" in result["protocol"] and result["protocol"] in out
 
 
 def test_a_file_on_a_folder_is_scored_against_its_depth(model_file, predicted, here, tmp_path, capsys):
-    description, true = varied_set(tmp_path / "set")
+    description, true = varied_set(tmp_path / "set", np.random.default_rng(2).uniform(1, 9, (2, HEIGHT, WIDTH)))
     arguments = (f"--checkpoint={model_file}", "--dataset=folder", f"--path={description}")
     result, out = scored(capsys, *arguments)
     assert result["model"] == "tiny_dpt" and result["dataset"] == "made" and result["depth"]["images"] == 2

@@ -148,7 +148,7 @@ def samples() -> dict[str, np.ndarray]:
         "photometric": np.tile(transforms.NEUTRAL_PHOTOMETRIC, (6, 1)),
         "label": label.reshape(6, SIZE, SIZE),
         "class_id": np.array([1, 3, 0, -1, 0, 2], np.int32),
-        "classes": np.array(["1000", "0110", "1100", "0100", "1100", "0100"]).view("U1").reshape(6, 4).astype(np.float32),
+        "classes": np.array([[*row] for row in "1000 0110 1100 0100 1100 0100".split()]).astype(np.float32),
         "index": np.array([0, 0, 1, 1, 2, 2], np.int32),
     }
 
