@@ -133,7 +133,7 @@ def test_a_tree_that_is_not_what_it_says_is_not_written(params, tmp_path):
         ({"decoder": params["decoder"]}, INFO, "expected one of"),
         (params | {"auxiliary_head": {"bias": np.zeros(3)}}, INFO, "auxiliary_head"),
         (params, dataclasses.replace(INFO, channels=32), "of another shape"),
-        (params, dataclasses.replace(INFO, channels=None), "channels"),
+        (params, dataclasses.replace(INFO, channels=None), "does not say its channels"),
         (params, dataclasses.replace(INFO, backbone="vit_tiny14"), "missing"),
         (params, dataclasses.replace(INFO, min_depth=None), "min_depth None"),
         (params, dataclasses.replace(INFO, max_depth=np.inf), "max_depth inf"),
@@ -150,7 +150,11 @@ def test_a_tree_that_is_not_what_it_says_is_not_written(params, tmp_path):
         ({"backbone": "vit_x"}, "unknown backbone vit_x"),
         ({"backbone": "vit_tiny14"}, "of another shape"),
         ({"channels": "16"}, "channels = 16"),
-        ({"channels": 10**9}, "channels"),
+        ({"channels": 10**9}, "of 1000000000 channels, expected an even number"),
+        ({"channels": 15}, "of 15 channels, expected an even number"),
+        ({"channels": 0}, "of 0 channels, expected an even number"),
+        ({"max_depth": True}, "max_depth = True"),
+        ({"input_area": 0}, "input_area = 0"),
         ({"channels": True}, "channels = True"),
         ({"licence": None}, "licence = None"),
         ({"more": 1}, "incomplete"),
@@ -202,40 +206,51 @@ def entry(**changes) -> dict:
     return {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} | changes
 
 
+UNFIT = "describes x by a shape and a place that do not fit"
+SPREAD = "has tensors that overlap or leave gaps"
+
+
 @pytest.mark.parametrize(
-    "header, data",
+    "header, data, words",
     [
-        ({"x": entry()}, bytes(7)),
-        ({"x": entry()}, bytes(9)),
-        ({"x": entry(shape=[3])}, bytes(8)),
-        ({"x": entry(shape=[-2])}, bytes(8)),
-        ({"x": entry(shape=[2.0])}, bytes(8)),
-        ({"x": entry(shape=[2**62, 2**62])}, bytes(8)),
-        ({"x": entry(data_offsets=[8, 0])}, bytes(8)),
-        ({"x": entry(data_offsets=[8, 16])}, bytes(16)),
-        ({"x": entry(data_offsets=[0])}, bytes(8)),
-        ({"x": entry(dtype="F8_E4M3")}, bytes(8)),
-        ({"x": entry(), "y": entry()}, bytes(8)),
-        ({"x": 3}, b""),
-        ({"__metadata__": {"jdepth": 3}}, b""),
-        ({"__metadata__": 3}, b""),
-        (b'{"x": 1', b""),
-        (b'{"x": {}, "x": {}}', b""),
-        (b"{" + b'"a":{' * 100_000, b""),
-        (b'{"\xff": 1}', b""),
+        ({"x": entry()}, bytes(7), "has 76 bytes, its header says 77"),
+        ({"x": entry()}, bytes(9), "has 78 bytes, its header says 77"),
+        ({"x": entry(shape=[3])}, bytes(8), UNFIT),
+        ({"x": entry(shape=[1])}, bytes(8), UNFIT),
+        ({"x": entry(shape=[-2])}, bytes(8), UNFIT),
+        ({"x": entry(shape=[-1, -2])}, bytes(8), UNFIT),
+        ({"x": entry(shape=[2.0])}, bytes(8), UNFIT),
+        ({"x": entry(shape=[True, 2])}, bytes(8), UNFIT),
+        ({"x": entry(shape=[2**62, 2**62])}, bytes(8), UNFIT),
+        ({"x": entry(data_offsets=[8, 0])}, bytes(8), UNFIT),
+        ({"x": entry(data_offsets=[-8, 0])}, bytes(8), UNFIT),
+        ({"x": entry(data_offsets=[8, 16])}, bytes(16), SPREAD),
+        ({"x": entry(), "y": entry(data_offsets=[12, 20])}, bytes(20), SPREAD),
+        ({"x": entry(), "y": entry(data_offsets=[4, 12])}, bytes(12), SPREAD),
+        ({"x": entry(), "y": entry()}, bytes(8), SPREAD),
+        ({"x": entry(data_offsets=[0])}, bytes(8), "describes x wrongly"),
+        ({"x": 3}, b"", "describes x wrongly"),
+        ({"x": entry(dtype="F8_E4M3")}, bytes(8), "has x in the number type F8_E4M3, expected one of F64, F32"),
+        ({"__metadata__": {"jdepth": 3}}, b"", "has metadata that is not text"),
+        ({"__metadata__": 3}, b"", "has metadata that is not text"),
+        (b'{"x": 1', b"", "damaged or truncated (Expecting"),
+        (b'{"x": {}, "x": {}}', b"", "names a tensor twice"),
+        (b"{" + b'"a":{' * 100_000, b"", "damaged or truncated (maximum recursion depth"),
+        (b'{"\xff": 1}', b"", "damaged or truncated ('utf-8' codec"),
     ],
 )
-def test_damaged_safetensors(tmp_path, header, data):
-    failure(raw(tmp_path / "a.safetensors", header, data))
+def test_damaged_safetensors(tmp_path, header, data, words):
+    assert words in failure(raw(tmp_path / "a.safetensors", header, data))
 
 
 def test_damaged_starts(tmp_path):
     path = tmp_path / "a.safetensors"
     for content in (b"", b"\x00", b"{}", bytes(100), b"PK\x03\x04" + bytes(99)):
         path.write_bytes(content)
-        failure(path)
-    failure(raw(path, {}, length=2**60))
-    failure(raw(path, {}, length=99_000_000))
+        assert ("is not a safetensors file" if content else "is empty (0 bytes)") in failure(path)
+    assert "is not a safetensors file" in failure(raw(path, {}, length=2**60))
+    for length in (3, 99_000_000):
+        assert "ends after 10 bytes, inside its header" in failure(raw(path, {}, length=length))
 
 
 def test_safetensors_number_types(tmp_path):
@@ -243,6 +258,31 @@ def test_safetensors_number_types(tmp_path):
     header = {"x": {"dtype": "BF16", "shape": [3], "data_offsets": [0, 6]}}
     with safetensors_file.opened(raw(tmp_path / "a.safetensors", header, bits.astype("<u2").tobytes())) as (tensors, _):
         assert np.array_equal(tensors["x"].read(), np.array([1.5, -2.0, np.inf], np.float32))
+    names = "f8 f4 f2 i8 i4 i2 i1 u8 u4 u2 u1 b1".split()
+    arrays = {name: np.array([[0, 1, 200], [7, 0, 1]]).astype(name) for name in names}
+    save_file(arrays, tmp_path / "b.safetensors")
+    with safetensors_file.opened(tmp_path / "b.safetensors") as (tensors, _):
+        for name, array in arrays.items():
+            found = tensors[name].read()
+            assert found.dtype == array.dtype and np.array_equal(found, array), name
+
+
+def test_cut_while_it_is_open(tmp_path):
+    """Tensors are read late: the file may have lost its end since it was opened."""
+    path = tmp_path / "a.safetensors"
+    save_file({"x": np.zeros(2**18, np.float32)}, path)
+    with safetensors_file.opened(path) as (tensors, _):
+        path.write_bytes(path.read_bytes()[:-1])
+        with pytest.raises(UserError, match="a.safetensors: ends inside its tensors"):
+            tensors["x"].read()
+
+
+def test_whole_numbers_are_no_parameters(params, tmp_path):
+    flat = {name: np.ascontiguousarray(array) for name, array in weights.flatten(params).items()}
+    flat["backbone/norm/bias"] = flat["backbone/norm/bias"].astype(np.int32)
+    metadata = {"format": 1} | dataclasses.asdict(INFO)
+    save_file(flat, tmp_path / "a.safetensors", {"jdepth": json.dumps(metadata)})
+    assert "backbone/norm/bias holds int32, expected floating-point" in failure(tmp_path / "a.safetensors")
 
 
 def test_flipped_bytes_never_raise_anything_else(tmp_path):
@@ -255,8 +295,7 @@ def test_flipped_bytes_never_raise_anything_else(tmp_path):
         for _ in range(generator.integers(1, 4) if changed else 0):
             changed[generator.integers(0, len(changed))] = generator.integers(0, 256)
         path.write_bytes(changed)
-        with pytest.raises(UserError):
-            weights.load(path)  # never a model of ours, whatever else it may still be
+        failure(path)  # never a model of ours, whatever else it may still be
 
 
 # Trees
@@ -266,8 +305,8 @@ def test_names_of_trees():
     tree = {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
     assert weights.flatten(tree) == {"a/b": 1, "a/c/d": 2, "e": 3}
     assert weights.unflatten(weights.flatten(tree)) == tree
-    for flat in ({"a": 1, "a/b": 2}, {"a/b": 2, "a": 1}):
-        with pytest.raises(ValueError):
+    for flat, words in (({"a": 1, "a/b": 2}, "a in a/b is an array"), ({"a/b": 2, "a": 1}, "a is there twice")):
+        with pytest.raises(ValueError, match=words):
             weights.unflatten(flat)
 
 

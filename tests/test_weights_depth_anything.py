@@ -137,7 +137,8 @@ def test_config_beside_it_decides(neutral, config, name):
 )  # fmt: skip
 def test_configs_that_decide_nothing(neutral, config):
     (neutral.parent / "config.json").write_text(json.dumps(config))
-    failure(neutral)
+    message = failure(neutral)
+    assert "cannot tell which model this is" in message and all(name in message for name in SMALL)
 
 
 def test_config_beside_a_hugging_face_file_must_fit(tmp_path):
