@@ -5,7 +5,7 @@
 #   bash launch/test.sh --reference   the comparisons with PyTorch
 #   bash launch/test.sh --slow        everything
 #
-# Further arguments go to pytest.
+# Further arguments go to pytest. What is skipped is told with its reason (-rs).
 set -euo pipefail
 # Two processes, each test file in one of them; the slow tests need the memory for themselves. Files keep their order:
 # those of few tests, which xdist would start last, are whole runs, and the second process would have nothing left to do.
@@ -15,4 +15,4 @@ case "${1:-}" in
 --slow) extras=test,reference paths="tests" marks="" processes="" && shift ;;
 esac
 . "$(dirname "$0")/environment.sh" "$extras"
-exec "$PYTHON" -m pytest -q $paths -m "$marks" $processes "$@"
+exec "$PYTHON" -m pytest -q -rs $paths -m "$marks" $processes "$@"

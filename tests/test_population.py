@@ -8,7 +8,7 @@ import pytest
 from tiny_config import plain
 from tiny_run import call, refused, save_backbone
 
-from jdepth import checkpoint, evaluate, inputs, logbook, population, predictor, train
+from jdepth import checkpoint, evaluate, experiment, inputs, logbook, population, predictor, step, train
 from jdepth.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -70,6 +70,32 @@ def test_a_trained_backbone_cannot_be_shared(tmp_path):
 def test_unknown_tasks_are_refused(tmp_path):
     with pytest.raises(UserError, match="population.task: 'depth' is not one of baseline, mldc"):
         plain(tmp_path, **{"population.task": ("depth",)})
+
+
+def test_members_keep_their_places_among_others_of_another_kind(tmp_path, frozen, monkeypatch):
+    """The second of three trains depth only, so that the first and the third lie together: each gets its own back."""
+    config = plain(tmp_path, **frozen, **{"population.alpha": (0.5, 1.0, 0.7)})
+    runs = population.Runs(config, experiment.build_model(config), lambda task: (8,))
+    heads = ("decoder", "depth_head", "auxiliary_head"), ("decoder", "depth_head"), ("decoder", "depth_head", "auxiliary_head")
+    trained = [
+        {part: {"kernel": np.full((1, 2), number, np.float32)} for part in own} for number, own in enumerate(heads)
+    ]
+    state = jax.jit(lambda own: runs.init_state(own, None))(trained)
+
+    def numbers(tree) -> set[float]:
+        return set(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]).tolist())
+
+    for number, own in enumerate(trained):
+        assert jax.tree.structure(runs.params(state, number)) == jax.tree.structure(own)
+        assert numbers(runs.params(state, number)) == numbers(runs.member(state, number).params) == {number}
+
+    def depth_scales(model, groups, *rest, **layout):
+        rows = {name: {"scale": np.array([scales.depth for scales in group.scales])} for name, group in groups.items()}
+        return lambda state, frozen, batch: (state, rows)
+
+    monkeypatch.setattr(step, "build_population", depth_scales)
+    _, rows = runs.build(None, 1)(state, {}, {})
+    assert [float(row["scale"]) for row in rows] == [0.5, 1.0, 0.7]
 
 
 # ---- Whole runs -------------------------------------------------------------------------------------

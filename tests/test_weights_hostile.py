@@ -398,6 +398,12 @@ def test_many_calls_cannot_copy_one_long_argument(tmp_path, call):
     assert "copy more than" in refused(write_zip(tmp_path / "a.pth", Raw(data)), tmp_path / "none")
 
 
+@pytest.mark.parametrize("left", [b"N}.", b"(}.", b"((}."])
+def test_nothing_may_be_left_behind(tmp_path, left):
+    for path in files(tmp_path, b"\x80\x02" + left):
+        assert "leaves values behind" in refused(path, tmp_path / "none")
+
+
 def test_too_many_operations(monkeypatch):
     monkeypatch.setattr(pickle_machine, "MAX_OPCODES", 100)
     with pytest.raises(pickle_machine.Fault, match="100 operations"):
