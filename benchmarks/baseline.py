@@ -235,7 +235,7 @@ def _farthest(before: list[dict[str, float]], now: list[dict[str, float]]) -> tu
                 continue
             numbers = all(isinstance(row[key], (int, float)) for row in (old, new))
             size = max(abs(old[key]), abs(new[key])) if numbers else 0.0
-            found = abs(old[key] - new[key]) / size if numbers and math.isfinite(size) else math.inf
+            found = abs(old[key] - new[key]) / size if numbers and math.isfinite(old[key] + new[key]) else math.inf
             if found > worst:
                 worst, where = found, f"{key} in row {number}"
     return worst, where
@@ -245,7 +245,7 @@ def _difference(part: str, before: Any, now: Any) -> str:
     if part == "texts":
         before, now = before["operations"], now["operations"]
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    return ", ".join(f"{key}: {before.get(key)} -> {now.get(key)}" for key in changed) or "the same operations otherwise"
+    return ", ".join(f"{key}: {before.get(key)} -> {now.get(key)}" for key in changed) or "the same operations, in other places"
 
 
 if __name__ == "__main__":
