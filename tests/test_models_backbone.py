@@ -1,6 +1,7 @@
 """The backbone: sizes, padding, initialisation, precision, packing."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,8 @@ import pytest
 
 from jdepth.errors import UserError
 from jdepth.models import BACKBONES, VisionTransformer, build, cast_frozen
-from jdepth.models.vit import Attention, SwiGlu, centre_pad
+from jdepth.models.layers import LayerNorm
+from jdepth.models.vit import Attention, Mlp, SwiGlu, centre_pad
 
 NANO = BACKBONES["vit_nano14"]
 TINY_TABLE = dataclasses.replace(NANO, depth=2, taps=(0, 1), grid=3)
@@ -57,6 +59,25 @@ def test_parameter_counts(name, parameters):
     shapes = jax.eval_shape(lambda key: build(name).init(key, (42, 56)), jax.random.key(0))["backbone"]
     assert count(shapes) == parameters
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(shapes))
+
+
+# Width, blocks, heads, hidden width of the feed-forward, taps: of the published models, and of their DPT depth heads.
+SHAPES = {
+    "s": (384, 12, 6, 1536, "mlp", (2, 5, 8, 11)),
+    "b": (768, 12, 12, 3072, "mlp", (2, 5, 8, 11)),
+    "l": (1024, 24, 16, 4096, "mlp", (4, 11, 17, 23)),
+    "g": (1536, 40, 24, 4096, "swiglu", (9, 19, 29, 39)),
+}
+
+
+@pytest.mark.parametrize("size", SHAPES)
+def test_shapes_and_taps_of_the_published_models(size):
+    for name, registers in ((f"dinov2_vit{size}14", 0), (f"dinov2_vit{size}14_reg4", 4)):
+        config = BACKBONES[name]
+        shape = config.width, config.depth, config.heads, config.hidden, config.ffn, config.taps
+        assert shape == SHAPES[size] and config.width // config.heads == 64
+        rest = config.patch, config.grid, config.registers, config.antialias, config.offset, config.norm_taps
+        assert rest == (14, 37, registers, registers > 0, 0.0 if registers else 0.1, False)
 
 
 def test_parameter_names_and_shapes():
@@ -142,6 +163,43 @@ def test_registers_reach_the_image_but_not_the_taps():
     assert out.taps[0][0].shape == (2, 3, 3, 128) and out.tokens.shape == (2, 1 + 4 + 9, 128)
     changed = params | {"register_tokens": -params["register_tokens"]}
     assert jnp.abs(run(model, changed, images).taps[1][0] - out.taps[1][0]).max() > 1e-3
+    # The last tap, after the final norm: class token first, four registers, then the patches, row by row.
+    patches, cls = (np.asarray(x, np.float64) for x in out.taps[1])
+    for ours, token in ((cls, out.tokens[:, 0]), (patches.reshape(2, 9, 128), out.tokens[:, 5:])):
+        centred = ours - ours.mean(-1, keepdims=True)
+        normed = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
+        np.testing.assert_allclose(token, normed * params["norm"]["scale"] + params["norm"]["bias"], atol=1e-4)
+    # With blocks that add nothing a tap is what was put in: registers are none of it.
+    for block in ("blocks_0", "blocks_1"):
+        params[block] |= {name: {"gamma": np.zeros(128, np.float32)} for name in ("ls1", "ls2")}
+    empty = run(model, params, images).taps[1]
+    other = run(model, params | {"register_tokens": params["register_tokens"] + 5}, images).taps[1]
+    for ours, theirs in zip(empty, other, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_mlp_by_hand():
+    """The exact GELU: gelu(1) is 0.841345, where the one by tanh has 0.841192."""
+    config = dataclasses.replace(TINY_TABLE, width=3, hidden=4)
+    x = np.array([[1.0, -0.5, 2.0]], np.float32)
+    inside = np.eye(3, 4, dtype=np.float32)
+    params = {
+        "fc1": {"kernel": inside, "bias": np.array([0, 0, 0, 1], np.float32)},
+        "fc2": {"kernel": inside.T.copy(), "bias": np.array([0, 0, 10], np.float32)},
+    }
+    params["fc2"]["kernel"][3] = [5, 0, 0]
+    gelu = lambda v: v * 0.5 * (1 + math.erf(v / math.sqrt(2)))  # noqa: E731
+    expected = [gelu(1.0) + 5 * gelu(1.0), gelu(-0.5), gelu(2.0) + 10]
+    np.testing.assert_allclose(Mlp(config, jnp.float32).apply({"params": params}, x)[0], expected, rtol=1e-6)
+
+
+def test_layer_norm_of_small_values():
+    """A variance of 1e-6 is as large as the 1e-6 that is added to it."""
+    x = 1e-3 * np.random.default_rng(0).standard_normal((3, 64))
+    params = {"scale": np.full(64, 2.0, np.float32), "bias": np.full(64, 0.5, np.float32)}
+    centred = x - x.mean(-1, keepdims=True)
+    expected = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6) * 2 + 0.5
+    np.testing.assert_allclose(LayerNorm().apply({"params": params}, x.astype(np.float32)), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_swiglu_gates_with_the_first_half():
@@ -216,10 +274,20 @@ def test_bfloat16_precision_policy():
     frozen = cast_frozen(params, jnp.bfloat16)
     out = run(model, frozen, images, final_norm=True)
     assert out.taps[0][0].dtype == out.taps[0][1].dtype == jnp.bfloat16 and out.tokens.dtype == jnp.float32
-    program = jax.make_jaxpr(lambda p: model.apply({"params": p}, images, final_norm=True))(frozen)
-    adds = [e for e in program.jaxpr.eqns if e.primitive.name == "add" and e.outvars[0].aval.shape == (2, 10, 128)]
-    assert sum(e.outvars[0].aval.dtype == jnp.float32 for e in adds) >= 4  # two per block
     np.testing.assert_allclose(out.tokens, exact.tokens, atol=0.06)
+    # Branches that add less than half a last digit of the stream: in bfloat16 they would be lost at once.
+    small = {name: dict(value) if isinstance(value, dict) else value for name, value in params.items()}
+    for block in ("blocks_0", "blocks_1"):
+        small[block] |= {name: {"gamma": np.full(128, 1e-4, np.float32)} for name in ("ls1", "ls2")}
+    small |= {"cls_token": params["cls_token"] + 8, "pos_embed": params["pos_embed"] + 8}
+    still = {**small, **{b: small[b] | {n: {"gamma": np.zeros(128, np.float32)} for n in ("ls1", "ls2")}
+                         for b in ("blocks_0", "blocks_1")}}  # fmt: skip
+    moved, rest = (run(model, cast_frozen(p, jnp.bfloat16), images, final_norm=True).tokens for p in (small, still))
+    # Against the same in float32: the share of the branches that arrives.
+    exactly = [run(VisionTransformer(TINY_TABLE), p, images, final_norm=True).tokens for p in (small, still)]
+    arrived, expected = np.asarray(moved - rest, np.float64), np.asarray(exactly[0] - exactly[1], np.float64)
+    assert np.abs(expected).max() > 1e-4
+    assert np.linalg.norm(arrived - expected) < 0.1 * np.linalg.norm(expected)
 
 
 def test_bfloat16_weights_and_float32_weights_agree():

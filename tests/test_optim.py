@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jdepth import optim, recipe
+from jdepth import experiment, optim, recipe
 
-RELEASED = optim.OptimizerSettings(steps=38_400)
+RELEASED = experiment.optimizer_settings(recipe.RELEASED)
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,15 @@ def test_rate_equals_the_published_formula(x64):
     regular = 1e-4 * 1e-8 + 0.5 * 1e-4 * (1 - 1e-8) * (1 + np.cos(np.pi * t / 38_400))
     expected = np.where(t < 12_800, regular * (1 - (1 - t / 12_800) * (1 - 0.001)), regular)
     np.testing.assert_allclose(optim.learning_rate(RELEASED)(jnp.asarray(t)), expected, rtol=1e-9, atol=1e-20)
+
+
+def test_beta1_equals_the_published_formula(x64):
+    """MMCV's cyclic momentum: two cosine phases, the first of 0.3 × 38,400 steps less one, the second to the last step."""
+    t, turn, last = np.arange(38_400), 0.3 * 38_400 - 1, 38_399
+    down = 0.85 + 0.1 * (1 + np.cos(np.pi * t / turn)) / 2
+    up = 0.95 - 0.1 * (1 + np.cos(np.pi * (t - turn) / (last - turn))) / 2
+    expected = np.where(t <= turn, down, up)
+    np.testing.assert_allclose(optim.beta1_schedule(RELEASED)(jnp.asarray(t)), expected, rtol=1e-12)
 
 
 def test_a_shortened_run_keeps_the_shape():
@@ -61,8 +70,12 @@ def test_groups_of_the_trainable_tree():
         "depth_head": {"conv1": {"kernel": jnp.zeros(1)}},
         "auxiliary_head": {"kernel": jnp.zeros(1)},
         "backbone": {
-            "pos_embed": jnp.zeros(1), "cls_token": jnp.zeros(1), "norm": {"scale": jnp.zeros(1)},
-            "blocks_0": {"norm1": {"bias": jnp.zeros(1)}, "mlp": {"fc1": {"bias": jnp.zeros(1)}}},
+            "pos_embed": jnp.zeros(1), "cls_token": jnp.zeros(1), "register_tokens": jnp.zeros(1),
+            "norm": {"scale": jnp.zeros(1)}, "patch_embed": {"bias": jnp.zeros(1)},
+            "blocks_0": {
+                "norm1": {"bias": jnp.zeros(1)}, "norm2": {"scale": jnp.zeros(1)}, "ls1": {"gamma": jnp.zeros(1)},
+                "mlp": {"fc1": {"bias": jnp.zeros(1)}},
+            },
         },
     }  # fmt: skip
     assert optim.labels(params) == {
@@ -70,8 +83,12 @@ def test_groups_of_the_trainable_tree():
         "depth_head": {"conv1": {"kernel": "head"}},
         "auxiliary_head": {"kernel": "head"},
         "backbone": {
-            "pos_embed": "backbone_plain", "cls_token": "backbone_plain", "norm": {"scale": "backbone_plain"},
-            "blocks_0": {"norm1": {"bias": "backbone_plain"}, "mlp": {"fc1": {"bias": "backbone"}}},
+            "pos_embed": "backbone_plain", "cls_token": "backbone_plain", "register_tokens": "backbone_plain",
+            "norm": {"scale": "backbone_plain"}, "patch_embed": {"bias": "backbone"},
+            "blocks_0": {
+                "norm1": {"bias": "backbone_plain"}, "norm2": {"scale": "backbone_plain"}, "ls1": {"gamma": "backbone"},
+                "mlp": {"fc1": {"bias": "backbone"}},
+            },
         },
     }  # fmt: skip
 
