@@ -13,7 +13,7 @@ def by_hand(disparity, target, mask, low, high):
     return 1 / np.clip(scale * disparity + shift, 1 / high, 1 / low)
 
 
-@pytest.mark.parametrize("magnitude, offset", [(1.0, 0.0), (300.0, 0.0), (1e-3, 5.0)])
+@pytest.mark.parametrize("magnitude, offset", [(1.0, 0.0), (300.0, 0.0), (1e-3, 5.0), (1e-2, 3000.0)])
 def test_against_least_squares(magnitude, offset):
     draw = np.random.default_rng(0)
     target = draw.uniform(0.5, 9, (3, 20, 30)).astype(np.float32)
@@ -30,6 +30,12 @@ def test_a_linear_function_of_disparity_is_exact():
     target = np.random.default_rng(1).uniform(0.5, 9, (2, 8, 9)).astype(np.float32)
     found = metrics.align_disparity(7 / target - 3, target, np.ones(target.shape, bool), 0.001, 10.0)
     np.testing.assert_allclose(found, target, rtol=1e-5)
+
+
+def test_both_ends_of_the_range():
+    target = np.array([[[1.0, 1.5, 3.0, 5.0, 9.0]]], np.float32)
+    found = metrics.align_disparity(7 / target - 3, target, target > 0, 2.0, 6.0)
+    np.testing.assert_allclose(found, [[[2, 2, 3, 5, 6]]], rtol=1e-5)
 
 
 def test_constant_disparity_one_pixel_and_none():

@@ -121,7 +121,7 @@ def test_nothing_switched_on_is_the_identity():
 
 def test_depth_beyond_the_limit_counts_as_missing():
     item = noise_item()
-    limit = float(np.median(item["depth"]))
+    limit = float(np.sort(item["depth"].ravel())[1000])  # of one pixel, which stays
     off = DepthAugmentation(rotate_probability=0, flip_probability=0, crop=None, colour_probability=0, max_depth=limit)
     depth = transforms.augment_depth(item, off, rng())["depth"]
     np.testing.assert_array_equal(depth, np.where(item["depth"] > limit, 0, item["depth"]))
@@ -155,9 +155,15 @@ def test_resize_keeps_depth_aligned_and_invents_none():
     np.testing.assert_array_equal(*doubled, err_msg="where an image grows there are no areas to average")
     mixed = [geometry.resize(item["image"], (100, 1280), area=area) for area in (True, False)]
     np.testing.assert_array_equal(*mixed)
-    halved = geometry.resize(item["image"], (212, 283), area=True)
-    means = item["image"].reshape(212, 2, 283, 2, 3).mean(axis=(1, 3))
+    noise = noise_item(424, 566)
+    halved = geometry.resize(noise["image"], (212, 283), area=True)
+    means = noise["image"].reshape(212, 2, 283, 2, 3).mean(axis=(1, 3))
     assert np.abs(halved - means).max() <= 0.75
+    for area in (True, False):
+        smaller = replace(augmentation, resize=(141, 188), resize_area=area)
+        way = cv2.INTER_AREA if area else cv2.INTER_LINEAR
+        expected = cv2.resize(noise["image"], (188, 141), interpolation=way)
+        np.testing.assert_array_equal(transforms.augment_depth(noise, smaller, rng())["image"], expected)
 
 
 def test_kitti_recipe():

@@ -237,7 +237,7 @@ def test_scores_merge_and_skip_entries_of_weight_zero():
 def test_single_label_accuracy():
     logits = np.array([[1, 2, 9], [3, 1, 0], [0, 1, 5], [0, 0, 1]], np.float32)
     own = np.array([[1, 1, 0], [1, 1, 0], [1, 1, 1], [1, 1, 1]], bool)
-    state = jax.jit(metrics.AccuracySum.of)(logits, np.array([1, 1, 2, -1]), own)
+    state = jax.jit(metrics.AccuracySum.of)(logits, np.array([0, 0, 2, -1]), own)
     assert (state.correct, state.count) == (2, 3)
     last = metrics.AccuracySum.of(logits, np.array([1, 0, 2, 2]), own, [0, 0, 0, 1])
     total = metrics.AccuracySum.zero().merge(state).merge(last)
