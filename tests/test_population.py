@@ -73,21 +73,25 @@ def test_unknown_tasks_are_refused(tmp_path):
 
 
 def test_members_keep_their_places_among_others_of_another_kind(tmp_path, frozen, monkeypatch):
-    """The second of three trains depth only, so that the first and the third lie together: each gets its own back."""
-    config = plain(tmp_path, **frozen, **{"population.alpha": (0.5, 1.0, 0.7)})
-    runs = population.Runs(config, experiment.build_model(config), lambda task: (8,))
-    heads = ("decoder", "depth_head", "auxiliary_head"), ("decoder", "depth_head"), ("decoder", "depth_head", "auxiliary_head")
+    """The second trains depth only and the last moves the decoder by its own task only, so that the first and the third
+    lie together: each gets its own back."""
+    alphas = (0.5, 1.0, 0.7, 0.0)
+    config = plain(tmp_path, **frozen, **{"population.alpha": alphas})
+    model = experiment.build_model(config)
+    runs = population.Runs(config, model, lambda task: (8,))
+    assert [[task.name for task in todo] for todo in runs.tasks] == [["depth"] + ["mldc"] * (a < 1) for a in alphas]
     trained = [
-        {part: {"kernel": np.full((1, 2), number, np.float32)} for part in own} for number, own in enumerate(heads)
+        {part: {"kernel": np.full((1, 2), number, np.float32)} for part in ("decoder", *(task.head for task in todo))}
+        for number, todo in enumerate(runs.tasks)
     ]
     state = jax.jit(lambda own: runs.init_state(own, None))(trained)
-
-    def numbers(tree) -> set[float]:
-        return set(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]).tolist())
-
     for number, own in enumerate(trained):
-        assert jax.tree.structure(runs.params(state, number)) == jax.tree.structure(own)
-        assert numbers(runs.params(state, number)) == numbers(runs.member(state, number).params) == {number}
+        jax.tree.map(np.testing.assert_array_equal, runs.params(state, number), own)
+        alone = population.Runs(runs.members[number].config, model, lambda task: (8,))
+        expected = jax.eval_shape(lambda own, alone=alone: alone.init_state([own], None), own)
+        member = runs.member(state, number)
+        jax.tree.map(np.testing.assert_array_equal, member.params, own)
+        assert jax.tree.structure(member.optimizers) == jax.tree.structure(expected.optimizers)
 
     def depth_scales(model, groups, *rest, **layout):
         rows = {name: {"scale": np.array([scales.depth for scales in group.scales])} for name, group in groups.items()}
@@ -95,7 +99,7 @@ def test_members_keep_their_places_among_others_of_another_kind(tmp_path, frozen
 
     monkeypatch.setattr(step, "build_population", depth_scales)
     _, rows = runs.build(None, 1)(state, {}, {})
-    assert [float(row["scale"]) for row in rows] == [0.5, 1.0, 0.7]
+    assert [float(row["scale"]) for row in rows] == list(alphas)
 
 
 # ---- Whole runs -------------------------------------------------------------------------------------

@@ -154,6 +154,8 @@ def test_a_tree_that_is_not_what_it_says_is_not_written(params, tmp_path):
         ({"channels": 15}, "of 15 channels, expected an even number"),
         ({"channels": 0}, "of 0 channels, expected an even number"),
         ({"max_depth": True}, "max_depth = True"),
+        ({"max_depth": "10"}, "max_depth = 10"),
+        ({"min_depth": "0"}, "min_depth = 0"),
         ({"input_area": 0}, "input_area = 0"),
         ({"channels": True}, "channels = True"),
         ({"licence": None}, "licence = None"),

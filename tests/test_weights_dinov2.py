@@ -156,6 +156,8 @@ def test_shards_of_a_folder(small, small_file, tmp_path):
     for changed, words in (
         (names | {"embeddings.cls_token": "../model-00001-of-00002.safetensors"}, "name of a file beside it"),
         (names | {"embeddings.cls_token": "/etc/passwd"}, "name of a file beside it"),
+        (names | {"embeddings.cls_token": "..\\model-00001-of-00002.safetensors"}, "name of a file beside it"),
+        ({name: file for name, file in names.items() if name != "layernorm.bias"}, "does not match the tensors"),
         (names | {"other": "model-00001-of-00002.safetensors"}, "does not match the tensors"),
         ({}, "no weight_map"),
         (3, "no weight_map"),
