@@ -143,26 +143,42 @@ def test_a_signal_before_training_ends_both_at_once(cache, tmp_path):
     assert not checkpoint.steps(tmp_path / "run", "last")
 
 
-SEES = """
+AGREES = """
 import pathlib, signal, sys
 from jdepth import multihost
+from jdepth.errors import UserError
 multihost.FILE_SEEN = 2
 folder = pathlib.Path(sys.argv[1])
 with multihost.joined(False, 60, 60):
-    assert multihost.gather(7 + multihost.shard()[0]).tolist() == [7, 8]
+    number, count = multihost.shard()
+    assert count == 2 and multihost.is_first() == (number == 0)
+    assert multihost.gather(7 + number).tolist() == [7, 8]
     multihost.check_same("text", "a")
+    for texts in ("ab", "ba"):
+        try:
+            multihost.check_same("text", texts[number])
+        except UserError as error:
+            assert "process 1 has another text than process 0" in str(error)
+        else:
+            raise AssertionError("two texts count as the same")
+    with multihost.Termination() as termination:
+        assert not termination.agreed()
+        if number == 1:
+            signal.raise_signal(signal.SIGTERM)
+        assert termination.agreed()
     multihost.check_shared(folder, folder / "token")
 assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
 """
 
 
 @pytest.mark.parametrize("folders, code", [(("a", "a"), 0), (("a", "b"), 2)])
-def test_the_workdir_must_be_shared(folders, code, tmp_path):
+def test_two_processes_agree_and_their_workdir_must_be_shared(folders, code, tmp_path):
+    """What a run exchanges: values in the order of the processes, texts to compare, a request to end, a folder."""
     port, processes = free_port(), []
     for number, folder in enumerate(folders):
         (tmp_path / folder).mkdir(exist_ok=True)
         own = {"JDEPTH_COORDINATOR": f"127.0.0.1:{port}", "JDEPTH_PROCESSES": "2", "JDEPTH_PROCESS": str(number)}
-        command = [sys.executable, "-c", SEES, str(tmp_path / folder)]
+        command = [sys.executable, "-c", AGREES, str(tmp_path / folder)]
         environment = os.environ | own | {"JAX_PLATFORMS": "cpu"}
         processes.append(
             subprocess.Popen(
@@ -217,6 +233,7 @@ def test_the_first_ctrl_c_asks_and_the_second_ends(monkeypatch, capfd):
         # After a SIGTERM a first Ctrl-C still lets it be saved.
         with multihost.Termination() as termination:
             signal.raise_signal(signal.SIGTERM)
+            assert termination.agreed() and termination.by == "SIGTERM"
             signal.raise_signal(signal.SIGINT)
             assert termination.agreed()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -242,7 +259,10 @@ def test_without_a_cluster_jax_finds_nothing(cache, tmp_path):
         ("", "2", "0", "JDEPTH_COORDINATOR: not set"),
         ("node1", "2", "0", "JDEPTH_COORDINATOR: 'node1' is not host:port"),
         ("node1:65535", "2", "0", "is not host:port"),
+        ("node1:0", "2", "0", "is not host:port"),
+        (":9000", "2", "0", "is not host:port"),
         ("node1:9000", "two", "0", "JDEPTH_PROCESSES: 'two'"),
+        ("node1:9000", "0", "0", "JDEPTH_PROCESSES: '0' is not a number of processes"),
         ("node1:9000", "2", "2", "JDEPTH_PROCESS: '2' is not a number from 0 to 1"),
         ("node1:9000", "2", "-1", "JDEPTH_PROCESS: '-1' is not a number from 0 to 1"),
     ],
