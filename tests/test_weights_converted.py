@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import resource
 import signal
 import stat
@@ -113,6 +114,15 @@ def test_interruption_leaves_everything_as_it_was(params, tmp_path, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         weights.save(tmp_path / "a.safetensors", params, INFO)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_bytes_are_on_disk_before_the_file_takes_its_name(params, tmp_path, monkeypatch):
+    """A crash after renaming would otherwise leave a file without its end."""
+    done = []
+    for name in ("fsync", "replace"):
+        monkeypatch.setattr(os, name, lambda *given, name=name, do=getattr(os, name): (done.append(name), do(*given)))
+    weights.save(tmp_path / "a.safetensors", {"backbone": params["backbone"]}, INFO)
+    assert done == ["fsync", "replace"]
 
 
 def test_destinations(params, tmp_path):

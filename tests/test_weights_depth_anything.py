@@ -185,6 +185,7 @@ def test_checkpoints_of_training_hold_it_under_model(tmp_path):
         ({"channels": 128}, "says 128 channels"),
         ({"model": "depth_anything_v2_vitb"}, "says backbone dinov2_vits14"),
         ({"model": "mine"}, "unknown depth_anything model mine"),
+        ({"model": "dinov2_vits14_nyu_dpt"}, "unknown depth_anything model dinov2_vits14_nyu_dpt"),
         ({"family": "other"}, "unknown family other"),
         ({"family": "dinov2"}, "holds backbone, decoder, depth_head"),
         ({"input_area": 0}, "input_area = 0"),
