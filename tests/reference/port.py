@@ -13,6 +13,16 @@ from transformers import (
 )
 
 
+# Zero-based blocks whose output the published DPT depth heads take, by number of blocks: written here from the release,
+# so that a wrong one of ours is not wrong on both sides.
+PUBLISHED_TAPS = {12: (2, 5, 8, 11), 24: (4, 11, 17, 23), 40: (9, 19, 29, 39)}
+
+
+def taps_of(config):
+    """The published taps of a backbone; those of one that was never published are the test's own."""
+    return PUBLISHED_TAPS.get(config.depth, config.taps)
+
+
 def _settings(config, **extra):
     return dict(
         hidden_size=config.width,
@@ -38,7 +48,7 @@ def backbone(config):
 def depth_model(config, channels=256):
     """The port's DPT depth model on one of our (register-free) `ViTConfig`s."""
     inner = Dinov2Config(
-        **_settings(config, out_indices=[tap + 1 for tap in config.taps]),
+        **_settings(config, out_indices=[tap + 1 for tap in taps_of(config)]),
         apply_layernorm=False,
         reshape_hidden_states=False,
     )

@@ -1,7 +1,7 @@
 """Depth Anything, V1 and V2, relative and metric, against transformers' port, every parameter random.
 
 The port writes its file and config.json, our loader reads them, and the maps are compared: names, layouts,
-taps and arithmetic are all checked against code that is not ours. Errors are the largest difference as a
+and arithmetic are checked against code that is not ours, taps against numbers that `port` writes for itself. Errors are the largest difference as a
 share of the reference map's largest value.
 """
 
@@ -34,7 +34,7 @@ def make_port(name, seed):
     """(the port of a released model with random parameters, its size's letter)."""
     released = MODELS[name]
     config = BACKBONES[released.backbone]
-    taps = range(config.depth - 4, config.depth) if released.version == 1 else config.taps
+    taps = range(config.depth - 4, config.depth) if released.version == 1 else port.taps_of(config)
     channels, levels = DEPTH_ANYTHING_DECODERS[released.backbone.removeprefix("dinov2_vit")[0]]
     model = port.depth_anything(config, taps, channels, levels, released.max_depth)
     torch_params.randomise(model, seed)

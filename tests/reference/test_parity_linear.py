@@ -58,7 +58,7 @@ def compare(backbone, taps, scene, tmp_path, seed, size=(518, 518)):
     model = port.backbone(config)
     torch_params.randomise(model, seed)
     port.use_original_tables(model.embeddings)
-    blocks = config.taps if taps == 4 else (config.depth - 1,)
+    blocks = port.taps_of(config) if taps == 4 else (config.depth - 1,)
     furthest = {"nyu": 10.0, "kitti": 80.0}[scene]
     head = head_of(config.width, taps, seed)
     images = np.random.default_rng(seed).standard_normal((1, *size, 3)).astype(np.float32)
