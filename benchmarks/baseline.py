@@ -1,4 +1,4 @@
-"""What the code computes, written down so that a later version can be compared: python benchmarks/baseline.py write | compare
+"""What the code computes, written down for later versions: python benchmarks/baseline.py write | compare
 
   write              write the record into benchmarks/results/baseline
   compare            compute it again and say what differs; exit code 1 where something does
@@ -7,10 +7,10 @@
 
 The record has three parts. `runs`: every metric of 20 steps of the quickstart and of configs/nyu_mix6.py in miniature
 (the tests' miniature data sets and narrow backbone, frozen), in float32. Rounding grows from step to step where all is
-trained from nothing, so that the quickstart is there in float64 too: what differs there is no rounding. `sizes`: parameters, FLOPs and bytes of the
-joint step. `texts`: the joint step as JAX hands it to the compiler of a CPU, of CUDA and of a TPU, without the places
-in the code that it came from: its checksum and how often each operation occurs. Texts and the last digits of a metric
-change with the version of JAX: `write` anew then.
+trained from nothing, so that the quickstart is there in float64 too: what differs there is no rounding. `sizes`:
+parameters, FLOPs and bytes of the joint step. `texts`: the joint step as JAX hands it to the compiler of a CPU, of CUDA
+and of a TPU, without the places in the code that it came from: its checksum and how often each operation occurs. Texts
+and the last digits of a metric change with the version of JAX: `write` anew then.
 """
 
 import argparse
@@ -245,7 +245,8 @@ def _difference(part: str, before: Any, now: Any) -> str:
     if part == "texts":
         before, now = before["operations"], now["operations"]
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    return ", ".join(f"{key}: {before.get(key)} -> {now.get(key)}" for key in changed) or "the same operations, in other places"
+    told = ", ".join(f"{key}: {before.get(key)} -> {now.get(key)}" for key in changed)
+    return told or "the same operations, in other places"
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ TESTS = {
     "jdepth/scoring.py": "kept_taps scoring evaluate",
     "jdepth/metrics.py": "align metrics scoring",
     "jdepth/record.py": "record population",
-    "jdepth/recipe.py": "data_augmentation optim config",
+    "jdepth/recipe.py": "recipe",
     "jdepth/inputs.py": "data_sources config scoring mix6_run",
     "jdepth/evaluate.py": "predict_families evaluate",
     "jdepth/losses/*.py": "losses tasks",

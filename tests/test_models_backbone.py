@@ -143,6 +143,40 @@ def test_initialisation():
     assert 0.0 < jnp.abs(params["register_tokens"]).max() < 1e-5
 
 
+def along(n, size, offset):
+    """(size, n): weights of bicubic interpolation, antialiased, or with an offset placed by (size + offset) / n."""
+    keys = lambda d, a: np.select(  # noqa: E731
+        [d <= 1, d < 2], [(a + 2) * d**3 - (a + 3) * d**2 + 1, a * (d**3 - 5 * d**2 + 8 * d - 4)], 0.0
+    )
+    samples, weights = np.arange(-4, n + 4), np.zeros((size, n))
+    for target in range(size):
+        if offset:
+            centre = (target + 0.5) * n / (size + offset) - 0.5
+            near = keys(np.abs(samples - centre), -0.75)
+            # Samples beyond the edge repeat it.
+            weights[target] = [near[np.clip(samples, 0, n - 1) == sample].sum() for sample in range(n)]
+        else:
+            wide = max(n / size, 1)
+            near = keys(np.abs(np.arange(n) - ((target + 0.5) * n / size - 0.5)) / wide, -0.5)
+            weights[target] = near / near.sum()
+    return weights
+
+
+@pytest.mark.parametrize(("name", "offset"), [("dinov2_vits14", 0.1), ("dinov2_vits14_reg4", 0.0)])
+def test_position_table_of_the_published_models_by_hand(name, offset):
+    """Blocks that add nothing and patches of nothing: a tap is the table, of 16×16 entries, for 24×10 patches."""
+    config = dataclasses.replace(BACKBONES[name], width=8, depth=1, heads=1, hidden=8, taps=(0,), grid=16)
+    model, params, _ = prepared(config)
+    params["blocks_0"] |= {scale: {"gamma": np.zeros(8, np.float32)} for scale in ("ls1", "ls2")}
+    params["patch_embed"] = {"kernel": np.zeros((14, 14, 3, 8), np.float32), "bias": np.zeros(8, np.float32)}
+    params["pos_embed"] = np.random.default_rng(7).standard_normal((1, 257, 8)).astype(np.float32)
+    ((patches, cls),) = run(model, params, np.zeros((1, 24 * 14, 10 * 14, 3), np.float32)).taps
+    table = params["pos_embed"][0, 1:].reshape(16, 16, 8).astype(np.float64)
+    expected = np.einsum("oh,pw,hwd->opd", along(16, 24, offset), along(16, 10, offset), table)
+    np.testing.assert_allclose(patches[0], expected, atol=1e-5)
+    np.testing.assert_allclose(cls[0], params["cls_token"][0, 0] + params["pos_embed"][0, 0], atol=1e-6)
+
+
 def test_one_patch_by_hand():
     """Embedding of one patch, written out."""
     config = dataclasses.replace(TINY_TABLE, depth=1, taps=(0,), grid=1)
@@ -199,7 +233,8 @@ def test_layer_norm_of_small_values():
     params = {"scale": np.full(64, 2.0, np.float32), "bias": np.full(64, 0.5, np.float32)}
     centred = x - x.mean(-1, keepdims=True)
     expected = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6) * 2 + 0.5
-    np.testing.assert_allclose(LayerNorm().apply({"params": params}, x.astype(np.float32)), expected, rtol=1e-4, atol=1e-5)
+    normed = LayerNorm().apply({"params": params}, x.astype(np.float32))
+    np.testing.assert_allclose(normed, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_swiglu_gates_with_the_first_half():
@@ -227,6 +262,41 @@ def test_qkv_order():
         out[:, head * 64 : head * 64 + 64] = weights / weights.sum(1, keepdims=True) @ v
     expected = out @ params["proj"]["kernel"] + params["proj"]["bias"]
     np.testing.assert_allclose(module.apply({"params": params}, x, ((1, 5),))[0], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("ffn", ["mlp", "swiglu"])
+def test_one_block_by_hand(ffn):
+    """Of one patch and the class token, in NumPy; a tap is what leaves the block."""
+    config = dataclasses.replace(TINY_TABLE, width=8, depth=1, heads=2, hidden=6, ffn=ffn, taps=(0,), grid=1)
+    model, params, images = prepared(config, (14, 14))
+    rng = np.random.default_rng(8)
+    p = jax.tree.map(lambda x: rng.normal(0.1, 0.5, x.shape), params)
+    p["patch_embed"]["kernel"] /= 10
+    ((patches, cls),) = run(model, jax.tree.map(np.float32, p), images[:1]).taps
+    patch = np.einsum("hwc,hwcd->d", images[0], p["patch_embed"]["kernel"]) + p["patch_embed"]["bias"]
+    x = np.stack([p["cls_token"][0, 0], patch]) + p["pos_embed"][0]
+    p = p["blocks_0"]
+
+    def norm(x, own):
+        centred = x - x.mean(-1, keepdims=True)
+        return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6) * own["scale"] + own["bias"]
+
+    linear = lambda x, own: x @ own["kernel"] + own["bias"]  # noqa: E731
+    q, k, v = np.split(linear(norm(x, p["norm1"]), p["attn"]["qkv"]), 3, axis=1)
+    mixed = []
+    for head in (slice(0, 4), slice(4, 8)):
+        weights = np.exp(q[:, head] @ k[:, head].T / 2)
+        mixed.append(weights / weights.sum(1, keepdims=True) @ v[:, head])
+    x = x + p["ls1"]["gamma"] * linear(np.concatenate(mixed, 1), p["attn"]["proj"])
+    y = norm(x, p["norm2"])
+    if ffn == "mlp":
+        y = linear(y, p["mlp"]["fc1"])
+        y = linear(y * 0.5 * (1 + np.vectorize(math.erf)(y / 2**0.5)), p["mlp"]["fc2"])
+    else:
+        gate, value = np.split(linear(y, p["mlp"]["w12"]), 2, axis=1)
+        y = linear(gate / (1 + np.exp(-gate)) * value, p["mlp"]["w3"])
+    x = x + p["ls2"]["gamma"] * y
+    np.testing.assert_allclose(np.concatenate([cls, patches[0, 0]]), x, rtol=1e-4, atol=1e-4)
 
 
 def test_packed_batches_equal_separate_calls(x64):

@@ -15,7 +15,8 @@ def by_hand(x, cotangent):
     height, width = cotangent.shape[1:3]
     x = np.pad(np.asarray(x, np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
     seen = [[x[:, a : a + height, b : b + width] for b in range(3)] for a in range(3)]
-    return np.array([[np.einsum("bhwi,bhwo->io", part, np.asarray(cotangent, np.float64)) for part in row] for row in seen])
+    given = np.asarray(cotangent, np.float64)
+    return np.array([[np.einsum("bhwi,bhwo->io", part, given) for part in row] for row in seen])
 
 
 def drawn(batch, height, width, inside, out, dtype=np.float64):
@@ -93,7 +94,8 @@ def test_every_convolution_that_trains_is_of_the_chosen_kind(platform, left):
     traced = jax.make_jaxpr(jax.grad(loss))(params, (tap,) * 4)
     found = sorted(v.aval.shape for e in traced.eqns if e.primitive.name == "conv_general_dilated" for v in e.outvars)
     own = [shape for shape in found if shape[:2] == (3, 3)]
-    kernels = {"/".join(path): x.shape for path, x in traverse_util.flatten_dict(params).items() if x.shape[:2] == (3, 3)}
+    shapes = {"/".join(path): x.shape for path, x in traverse_util.flatten_dict(params).items()}
+    kernels = {name: shape for name, shape in shapes.items() if shape[:2] == (3, 3)}
     assert len(kernels) == 22
     expected = [shape for name, shape in kernels.items() if left is None or name.split("/")[1] in left]
     assert own == sorted(expected)

@@ -1,10 +1,11 @@
-"""Depth head and stacked auxiliary heads."""
+"""Depth heads and stacked auxiliary heads."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jdepth.models import DepthHead, StackedHead, class_mask, pool
+from jdepth.models.linear_head import LinearDepthHead
 from jdepth.models.resize import bilinear
 
 CLASSES = (5, 2, 7)
@@ -162,3 +163,23 @@ def test_class_mask():
     mask = class_mask(CLASSES, IDS)
     assert mask.dtype == bool
     np.testing.assert_array_equal(mask, np.asarray(expected, bool))
+
+
+def test_linear_head_by_hand():
+    """Two patches side by side and two taps; each class token, each patch and a bias speak for a depth of their own."""
+    scores = np.zeros((2, 2 * 3, 256), np.float32)  # of each tap: its patches' three channels, then its class token's
+    scores[0, 0, 255], scores[0, 3, 0], scores[1, 1, 128], scores[1, 4, 17] = 1, 1, 1, 1
+    params = {"kernel": scores, "bias": np.full(256, -1.0, np.float32)}
+    params["bias"][200] = 5
+    patches, cls = np.zeros((2, 1, 1, 2, 3), np.float32), np.zeros((2, 1, 3), np.float32)
+    patches[0, 0, 0, :, 0], patches[1, 0, 0, :, 1], cls[0, 0, 0], cls[1, 0, 1] = (1, 9), (41, 1), 4, 3
+    out = LinearDepthHead(0.001, 80.0).apply({"params": params}, list(zip(patches, cls, strict=True)))
+    assert out.shape == (1, 4, 8) and out.dtype == jnp.float32
+    # Pixel centres of eight columns between those of two: the share of the second.
+    second = np.array([0, 0, 1, 3, 5, 7, 8, 8]) / 8
+    weights = np.full((8, 256), 0.1)  # a score below 0 still counts 0.1
+    weights[:, 255] += 8 * second
+    weights[:, 128] += 40 * (1 - second)
+    weights[:, 0], weights[:, 17], weights[:, 200] = 3.1, 2.1, 5.1
+    depths = 0.001 + (80.0 - 0.001) * np.arange(256) / 255
+    np.testing.assert_allclose(out[0], np.tile((weights * depths).sum(1) / weights.sum(1), (4, 1)), rtol=1e-6)

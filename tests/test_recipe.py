@@ -16,8 +16,8 @@ OPEN = {
     "backbone.float8": (), "data.workers": 0, "data.bad_share": 0.001, "data.depth.path": "", "data.depth.limit": 0,
     "data.depth.fraction_seed": 0, "data.depth.rooms": 0, "data.depth.rooms_size": (), "data.auxiliary.path": "",
     "data.auxiliary.limit": 0, "data.auxiliary.rooms": 0, "data.auxiliary.rooms_size": (),
-    "data.auxiliary.eval_split": "", "evaluate.input_size": (), "evaluate.during_limit": 654, "evaluate.cache_gib": 16.0,
-    "evaluate.limit": 0, "evaluate.rooms": 0, "evaluate.batch": 1, "evaluate.pictures": 8, "log.tensorboard": True,
+    "data.auxiliary.eval_split": "", "evaluate.input_size": (), "evaluate.during_limit": 654,
+    "evaluate.cache_gib": 16.0, "evaluate.limit": 0, "evaluate.rooms": 0, "evaluate.batch": 1, "evaluate.pictures": 8, "log.tensorboard": True,
 }  # fmt: skip
 RELEASED = {
     "steps": 38_400, "alpha": 0.9, "task": "mldc", "batch.depth": 4, "batch.auxiliary": 4, "precision": "bfloat16",

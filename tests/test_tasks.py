@@ -139,3 +139,66 @@ def test_the_gradient_loss_is_off_unless_weighted():
     more, both = weighted.loss(head, FEATURES[:2], inputs, 9)
     assert "gradient" not in terms
     assert float(more) == pytest.approx(float(base) + 0.5 * float(both["gradient"]), rel=1e-6)
+
+
+# ---- A batch in parts ------------------------------------------------------------------------------------
+
+
+def _depth_in_parts():
+    """Six groups of two images, two groups a part; of the groups four, one and none hold two pixels or more."""
+    target = np.zeros((12, 8, 10), np.float32)
+    target[:3] = DRAW.uniform(1, 5, (3, 8, 10))  # the second group's other image is empty
+    target[4:6, :5] = DRAW.uniform(1, 5, (2, 5, 10))
+    target[6, 0, 0] = 2.0  # a single pixel has no variance: its group is none
+    task = tasks.depth(MODEL)
+    batch = {"image": np.full((12, 8, 10, 3), 90, np.uint8), "depth": target, "colour": np.ones((12, 5), np.float32)}
+    return task, batch, [2, 1, 0]
+
+
+def _auxiliary_in_parts(name):
+    label = np.stack([DRAW.integers(0, CLASSES[d], (4, 5)) for d in PART_IDS]).astype(np.uint8)
+    label[1, 1:], label[2], label[3, :, :4], label[4:] = 255, 255, 255, 255
+    sizes = np.array([CANVAS, (7, 12), (1, 12), (10, 5), (2, 3), (4, 1)], np.int32)
+    batch = {
+        "image": DRAW.integers(0, 256, (6, *CANVAS, 3), dtype=np.uint8),
+        "valid_size": sizes,
+        "dataset_id": PART_IDS,
+        "photometric": np.array([[20.0, 0.8, 1.2, 5.0, 1.0]] * 6, np.float32),
+        "classes": (DRAW.random((6, 4)) > 0.5).astype(np.float32),
+        "class_id": np.array([3, 1, -1, 0, -1, -1], np.int32),
+        "label": label,
+    }
+    units = {
+        "mldc": [2, 2, 2],
+        "single_label": [2, 1, 0],
+        "segmentation": [20 + 5, 4, 0],
+        "reconstruction": [120 + 84, 12 + 50, 6 + 4],
+    }
+    return tasks.TASKS[name](CLASSES, CHANNELS), batch, units[name]
+
+
+PART_IDS = np.array([0, 1, 0, 0, 1, 0], np.int32)
+
+
+@pytest.mark.parametrize("name", ["depth", *sorted(tasks.TASKS)])
+def test_the_loss_of_a_batch_is_the_weighted_mean_of_its_parts(name):
+    """Three parts that hold different numbers of what the loss is a mean over."""
+    task, batch, units = _depth_in_parts() if name == "depth" else _auxiliary_in_parts(name)
+    head = task.init(jax.random.key(4))
+    features = np.random.default_rng(5).normal(size=(len(batch["image"]), 4, 5, CHANNELS)).astype(np.float32)
+    inputs = task.prepare(batch)
+    whole, terms = task.loss(head, features, inputs, 9)
+    rows = len(features) // 3
+    parts = [slice(start, start + rows) for start in range(0, 3 * rows, rows)]
+    weights = [float(task.weight({key: value[part] for key, value in inputs.items()})) for part in parts]
+    assert weights == units
+    found = [task.loss(head, features[part], {k: v[part] for k, v in inputs.items()}, 9) for part in parts]
+    losses, named = zip(*found, strict=True)
+    assert float(whole) == pytest.approx(np.average([float(x) for x in losses], weights=weights), rel=1e-6)
+    for term, value in terms.items():
+        own = None if term in task.over_all else weights
+        assert float(value) == pytest.approx(np.average([float(x[term]) for x in named], weights=own), rel=1e-6), term
+
+
+def test_pixels_of_the_gradient_loss_are_pooled_so_that_its_parts_have_no_weight():
+    assert tasks.depth(MODEL, gradient_weight=0.5).weight is None

@@ -36,7 +36,7 @@ def plain(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 
 def looped(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """The same for a CPU's caches: one head of one image at a time, the division by the softmax's sum after the product.
+    """The same for a CPU's caches: one head of one image at a time, divided by the softmax's sum after the product.
 
     A loop's body finds the memory of the round before in the cache, where `plain`, written out, takes new memory for
     every piece. On 2 CPU cores, float32, 6 heads of 1,370 tokens: 34 ms for an image and 293 for eight, against 71 and
