@@ -29,9 +29,11 @@ def convolve(kind: str, x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax
     `kind`, one of `KINDS`, changes how the kernel's gradient is computed and its last digits. Half types, whose sums
     Winograd's transform would round, and small convolutions are "plain" in either kind.
     """
-    small = x.shape[1] * x.shape[2] < LEAST_PIXELS or x.size * kernel.shape[-1] < LEAST_PRODUCTS
-    if kind == "plain" or stride != 1 or small or jnp.finfo(x.dtype).bits < 32:
+    if kind == "plain" or stride != 1 or jnp.finfo(x.dtype).bits < 32:
         return _plain(x, kernel, stride)
+    # Only now: in an exported model the number of images is not known.
+    if x.shape[1] * x.shape[2] < LEAST_PIXELS or x.size * kernel.shape[-1] < LEAST_PRODUCTS:
+        return _plain(x, kernel)
     return _winograd(x, kernel)
 
 
